@@ -1,0 +1,30 @@
+//! The nouns of Shoal: ids, specs, objects, task states and network tables.
+//!
+//! Everything here is plain data with pure functions over it: no I/O, no clock, no async runtime.
+//! Managers, agents, the API and the resolver all speak in these words; `docs/nomenclature.md`
+//! defines each of them.
+#![forbid(unsafe_code)]
+
+mod address;
+mod claim;
+mod id;
+mod log;
+mod object;
+mod spec;
+mod table;
+mod task;
+
+pub use address::{MacAddr, ParseMacError};
+pub use claim::{Claim, claims};
+pub use id::{ClusterId, ContainerId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId};
+pub use log::{LogEntry, LogSelector, LogSource};
+pub use object::{
+    Attachment, Cluster, Meta, Network, NetworkState, Node, NodeDescription, NodeStatus, Object, ObjectKey,
+    Service, ServiceEndpoint, Task, VirtualIp,
+};
+pub use spec::*;
+pub use table::{
+    Changes, EndpointEntry, NetworkTable, NodeEntry, ServiceEntry, TableConfig, TableDelta, TableMismatch,
+    TableVersion,
+};
+pub use task::{ContainerStatus, TaskState, TaskStatus};

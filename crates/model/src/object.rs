@@ -1,0 +1,259 @@
+//! What the cluster store holds: a spec each, and what the cluster made of it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AddressPool, ClusterId, ClusterSpec, Labels, MacAddr, NetworkId, NetworkSpec, NodeId, NodeSpec,
+    PortConfig, ServiceId, ServiceSpec, TaskId, TaskSpec, TaskState, TaskStatus,
+};
+
+/// What every stored object carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Revision of the object's last change: Docker's `Version.Index`. Known to the store alone, so
+    /// it is not part of the stored value.
+    #[serde(skip)]
+    pub version: u64,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+impl Meta {
+    /// For an object that is not stored yet.
+    pub fn new(now: Timestamp) -> Self {
+        Self { version: 0, created: now, updated: now }
+    }
+}
+
+/// The cluster itself; there is exactly one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub meta: Meta,
+    pub spec: ClusterSpec,
+    /// Part of every table version; renewed when a store's history begins anew.
+    pub epoch: u64,
+}
+
+/// A machine of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    pub meta: Meta,
+    pub spec: NodeSpec,
+    pub description: NodeDescription,
+    pub status: NodeStatus,
+    /// Where other nodes send its VXLAN frames.
+    pub data_path_address: IpAddr,
+    /// The node's own address on the ingress network; written by the allocator.
+    #[serde(default)]
+    pub ingress: Option<Attachment>,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDescription {
+    pub hostname: String,
+    /// As `uname -m`: `x86_64`.
+    pub architecture: String,
+    pub os: String,
+    pub nano_cpus: u64,
+    pub memory: u64,
+    pub engine_version: String,
+    pub engine_labels: Labels,
+}
+
+/// What the manager holds of a node's condition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// It has a live session.
+    pub ready: bool,
+    #[serde(default)]
+    pub message: String,
+    /// Address it advertises.
+    pub address: IpAddr,
+}
+
+/// A network of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    pub id: NetworkId,
+    pub meta: Meta,
+    pub spec: NetworkSpec,
+    /// `None` until the allocator has been there.
+    #[serde(default)]
+    pub state: Option<NetworkState>,
+}
+
+/// What the allocator gave a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkState {
+    /// VXLAN network identifier; also the network's number in kernel maps.
+    pub vni: u32,
+    /// With every gateway filled in.
+    pub pools: Vec<AddressPool>,
+    /// The address handed out last: the search for the next one starts behind it, so a freed
+    /// address comes back as late as possible.
+    pub last_address: Option<IpAddr>,
+}
+
+/// A declared service and its endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    pub id: ServiceId,
+    pub meta: Meta,
+    pub spec: ServiceSpec,
+    /// The spec before the last update, for rollback.
+    #[serde(default)]
+    pub previous: Option<Box<ServiceSpec>>,
+    #[serde(default)]
+    pub endpoint: ServiceEndpoint,
+    /// Removal was asked for; the object goes when its last task and address are gone.
+    #[serde(default)]
+    pub removing: bool,
+    /// Why addresses or ports could not be allocated; empty when they were.
+    #[serde(default)]
+    pub allocation_error: String,
+}
+
+/// What the allocator gave a service. Its single writer is the allocator.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceEndpoint {
+    pub virtual_ips: Vec<VirtualIp>,
+    /// The spec's ports with every published port filled in.
+    pub ports: Vec<PortConfig>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualIp {
+    pub network: NetworkId,
+    /// With the subnet's prefix length.
+    pub address: IpNet,
+}
+
+/// One attempt to run one container of a service. Never restarted: it is replaced in its slot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    pub id: TaskId,
+    pub meta: Meta,
+    pub service: ServiceId,
+    pub service_name: String,
+    pub slot: u64,
+    pub spec: TaskSpec,
+    /// Published ports of the service when the task was made.
+    #[serde(default)]
+    pub ports: Vec<PortConfig>,
+    #[serde(default)]
+    pub node: Option<NodeId>,
+    /// Written by the manager.
+    pub desired: TaskState,
+    /// Written by the agent once assigned.
+    pub status: TaskStatus,
+    /// One per network, in the order of the spec; the ingress network, if any, last.
+    #[serde(default)]
+    pub attachments: Vec<Attachment>,
+    /// Its addresses may be handed out again: every node has let go of them.
+    #[serde(default)]
+    pub released: bool,
+    /// Not started before this time (restart delay).
+    #[serde(default)]
+    pub start_after: Option<Timestamp>,
+}
+
+impl Task {
+    /// The container's name: `web.1.<task id>`.
+    pub fn name(&self) -> String {
+        format!("{}.{}.{}", self.service_name, self.slot, self.id)
+    }
+
+    /// It should be running now, and is: its addresses belong into the tables as a backend.
+    pub fn is_serving(&self) -> bool {
+        self.status.state == TaskState::Running && self.desired <= TaskState::Running && !self.status.draining
+    }
+}
+
+/// A place on a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    pub network: NetworkId,
+    /// With the subnet's prefix length.
+    pub address: IpNet,
+    #[serde(default)]
+    pub address_v6: Option<IpNet>,
+    pub mac: MacAddr,
+    #[serde(default)]
+    pub aliases: Vec<String>,
+}
+
+/// Any stored object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Object {
+    Cluster(Cluster),
+    Node(Node),
+    Network(Network),
+    Service(Service),
+    Task(Task),
+}
+
+/// Names one stored object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKey {
+    Cluster,
+    Node(NodeId),
+    Network(NetworkId),
+    Service(ServiceId),
+    Task(TaskId),
+}
+
+impl Object {
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Cluster(_) => ObjectKey::Cluster,
+            Self::Node(node) => ObjectKey::Node(node.id.clone()),
+            Self::Network(network) => ObjectKey::Network(network.id.clone()),
+            Self::Service(service) => ObjectKey::Service(service.id.clone()),
+            Self::Task(task) => ObjectKey::Task(task.id.clone()),
+        }
+    }
+
+    pub fn meta_mut(&mut self) -> &mut Meta {
+        match self {
+            Self::Cluster(cluster) => &mut cluster.meta,
+            Self::Node(node) => &mut node.meta,
+            Self::Network(network) => &mut network.meta,
+            Self::Service(service) => &mut service.meta,
+            Self::Task(task) => &mut task.meta,
+        }
+    }
+}
+
+impl ObjectKey {
+    /// The key in the store: `object/<kind>/<id>`.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Cluster => "object/cluster".to_owned(),
+            Self::Node(id) => format!("object/node/{id}"),
+            Self::Network(id) => format!("object/network/{id}"),
+            Self::Service(id) => format!("object/service/{id}"),
+            Self::Task(id) => format!("object/task/{id}"),
+        }
+    }
+
+    /// The inverse of [`path`](Self::path); `None` for a key that names no object.
+    pub fn parse(path: &str) -> Option<Self> {
+        let rest = path.strip_prefix("object/")?;
+        Some(match rest.split_once('/') {
+            None if rest == "cluster" => Self::Cluster,
+            Some(("node", id)) => Self::Node(id.into()),
+            Some(("network", id)) => Self::Network(id.into()),
+            Some(("service", id)) => Self::Service(id.into()),
+            Some(("task", id)) => Self::Task(id.into()),
+            _ => return None,
+        })
+    }
+}

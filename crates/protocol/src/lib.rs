@@ -1,0 +1,92 @@
+//! The session between node and manager: generated frames, and the coding of the nouns inside them.
+//!
+//! One transport serves every node: mutual TLS over TCP, or a unix socket on the manager's own node.
+//! There is no in-process short cut.
+#![forbid(unsafe_code)]
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shoal_model::{NetworkId, TableVersion};
+
+/// Frames and service stubs generated from `proto/session.proto`.
+#[allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
+pub mod session {
+    tonic::include_proto!("shoal.session.v1");
+}
+
+/// The newest session protocol this build speaks.
+pub const PROTOCOL_MAX: u32 = 1;
+/// The oldest session protocol this build speaks.
+pub const PROTOCOL_MIN: u32 = 1;
+
+/// Largest frame either side accepts, in bytes. The table of a network with 65,000 endpoints fits.
+pub const MAX_FRAME_BYTES: usize = 64 << 20;
+
+/// A payload that is not the noun it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed {noun}")]
+pub struct MalformedPayload {
+    noun: &'static str,
+    #[source]
+    source: serde_json::Error,
+}
+
+/// A noun as it travels inside a frame.
+pub fn encode<T: Serialize>(noun: &T) -> Bytes {
+    // Model nouns have string keys and no failing serialisers, so this cannot fail.
+    serde_json::to_vec(noun).map(Bytes::from).unwrap_or_default()
+}
+
+/// The inverse of [`encode`].
+pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, MalformedPayload> {
+    serde_json::from_slice(payload)
+        .map_err(|source| MalformedPayload { noun: std::any::type_name::<T>(), source })
+}
+
+/// The protocol both sides speak, the newest possible; `None` when there is none.
+pub fn negotiate(min: u32, max: u32) -> Option<u32> {
+    let newest = max.min(PROTOCOL_MAX);
+    (newest >= min.max(PROTOCOL_MIN)).then_some(newest)
+}
+
+impl From<TableVersion> for session::Version {
+    fn from(version: TableVersion) -> Self {
+        Self { epoch: version.epoch, revision: version.revision }
+    }
+}
+
+impl From<session::Version> for TableVersion {
+    fn from(version: session::Version) -> Self {
+        Self { epoch: version.epoch, revision: version.revision }
+    }
+}
+
+impl session::TableAck {
+    pub fn new(network: &NetworkId, version: TableVersion) -> Self {
+        Self { network_id: network.to_string(), version: Some(version.into()) }
+    }
+
+    /// The acknowledged network and version; a missing version is version zero.
+    pub fn parts(&self) -> (NetworkId, TableVersion) {
+        (NetworkId::new(&self.network_id), self.version.map(Into::into).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn negotiation_takes_the_newest_common_version() {
+        assert_eq!(negotiate(1, 1), Some(1));
+        assert_eq!(negotiate(1, 9), Some(PROTOCOL_MAX));
+        assert_eq!(negotiate(PROTOCOL_MAX + 1, PROTOCOL_MAX + 3), None);
+    }
+
+    #[test]
+    fn rubbish_names_the_noun_it_is_not() {
+        let error = decode::<shoal_model::TaskStatus>(b"{").unwrap_err();
+        assert!(error.to_string().contains("TaskStatus"), "{error}");
+    }
+}
