@@ -1,1 +1,17 @@
-//! placeholder
+//! Sandboxes, overlay networks and the routing mesh of one node.
+//!
+//! Everything lives in two kinds of places: network namespaces bind-mounted under the node's run
+//! directory, and the node's own network namespace (the one this process was started in), where each
+//! link carries the node's tag. All operations are idempotent, so what a former process left behind
+//! is taken over by asking for it again.
+#![forbid(unsafe_code)]
+
+mod error;
+mod fabric;
+mod types;
+
+pub use error::{Error, Result};
+pub use fabric::{Fabric, reset};
+pub use types::{
+    FabricState, NetworkConfig, Ports, Remote, Sandbox, SandboxAttachment, SandboxConfig, SandboxLink,
+};

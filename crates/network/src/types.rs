@@ -1,0 +1,93 @@
+//! What the fabric is asked for and what it reports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use shoal_model::{MacAddr, NetworkId, NodeId, Protocol};
+
+/// Where a node keeps its namespaces, and who it is.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// Namespaces are bind mounts under `run_dir/netns`.
+    pub run_dir: PathBuf,
+    /// Eight hexadecimal characters that mark everything of this node in the kernel.
+    pub tag: String,
+    /// Known once the node has joined a cluster; see `Fabric::set_node`.
+    pub node: Option<NodeId>,
+    /// The node's own end of the VXLAN tunnels.
+    pub underlay: Option<IpAddr>,
+}
+
+/// One interface of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxAttachment {
+    pub network: NetworkId,
+    /// The routing mesh's network: it carries the default route.
+    pub ingress: bool,
+    /// With the subnet's prefix length.
+    pub address: IpNet,
+    pub address_v6: Option<IpNet>,
+    pub mac: MacAddr,
+}
+
+/// A network namespace to be made for one task or container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxConfig {
+    /// Names it; a file name.
+    pub id: String,
+    /// `eth0`, `eth1`, … in this order.
+    pub attachments: Vec<SandboxAttachment>,
+    /// It has a way out of the node. Without an ingress attachment that is a gateway link of its own.
+    pub egress: bool,
+    /// Further settings of the `net.` family.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// A sandbox as it stands in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    pub id: String,
+    /// The namespace, as a path that can be opened and entered.
+    pub path: PathBuf,
+    /// In the order of the interfaces.
+    pub links: Vec<SandboxLink>,
+}
+
+/// One interface and its end outside the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxLink {
+    /// `None`: the gateway link.
+    pub network: Option<NetworkId>,
+    /// Inside the sandbox: `eth0`, …
+    pub interface: String,
+    /// The namespace that holds the other end: the overlay's, or the node's own for gateway and ingress.
+    pub host_netns: PathBuf,
+    pub host_interface: String,
+    pub address: Option<IpNet>,
+}
+
+/// What the kernel holds of one network, read back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FabricState {
+    /// Complete entries for endpoints on other nodes: address → where its frames go.
+    pub remote: BTreeMap<IpAddr, Remote>,
+    /// Addresses of the sandboxes on this node.
+    pub local: BTreeSet<IpAddr>,
+    /// Entries of which a part is missing, or that lead nowhere, in words.
+    pub broken: Vec<String>,
+}
+
+/// The way to an endpoint on another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// The endpoint's own address; for the ingress network that of its node.
+    pub mac: MacAddr,
+    /// The node's end of the tunnel.
+    pub data_path_address: IpAddr,
+}
+
+/// Published ports and where their connections go; no backend at all means: refuse.
+pub type Ports = BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>>;
