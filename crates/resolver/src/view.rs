@@ -1,0 +1,64 @@
+//! What one sandbox sees: its networks in order, and how names resolve over them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::names::{Entry, Names};
+
+/// The current names of one network, shared by every view that includes it, so that an update takes
+/// one swap however many sandboxes look at it.
+pub type NetworkSlot = Arc<ArcSwap<Names>>;
+
+/// One sandbox's way of seeing names.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// In look-up order: the first network that knows a name answers for every record type.
+    pub networks: Vec<NetworkSlot>,
+    /// No way out: names of the outside get SERVFAIL.
+    pub internal: bool,
+    /// `ndots` was chosen by a user: unknown single labels are not forwarded, since the client will
+    /// come back with its search domains.
+    pub ndots_set: bool,
+}
+
+impl View {
+    /// A view of names that never change.
+    pub fn of(networks: impl IntoIterator<Item = Names>) -> Self {
+        let networks = networks.into_iter().map(|names| Arc::new(ArcSwap::from_pointee(names))).collect();
+        Self { networks, ..Self::default() }
+    }
+
+    /// Finds a lower-cased name without trailing dot, as Docker's sandboxes do: as it stands on every
+    /// network; then as `<name>.<network>`, split at the last dot, the one before it, and so on.
+    pub(crate) fn find<T>(&self, name: &str, found: impl FnOnce(&Names, &Entry) -> T) -> Option<T> {
+        for network in &self.networks {
+            let names = network.load();
+            if let Some(entry) = names.get(name) {
+                return Some(found(&names, entry));
+            }
+        }
+        for (dot, _) in name.rmatch_indices('.') {
+            let (head, suffix) = (&name[..dot], &name[dot + 1..]);
+            for network in &self.networks {
+                let names = network.load();
+                if names.suffix() != suffix {
+                    continue;
+                }
+                if let Some(entry) = names.get(head) {
+                    return Some(found(&names, entry));
+                }
+            }
+        }
+        None
+    }
+
+    /// The primary name of an address, network name included; `Some(None)` when the address is ours
+    /// but nameless.
+    pub(crate) fn pointer(&self, address: IpAddr) -> Option<Option<String>> {
+        self.networks
+            .iter()
+            .find_map(|network| network.load().pointer(address).map(|name| name.map(str::to_owned)))
+    }
+}
