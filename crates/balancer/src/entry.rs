@@ -1,0 +1,57 @@
+//! What callers put into and read back from the kernel's maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use shoal_model::Protocol;
+
+/// Most networks one sandbox can be a member of: a fixed array in the kernel's map value.
+pub const NETWORKS_MAX: usize = 16;
+
+/// Where a balancer keeps its pins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalancerConfig {
+    /// A directory in bpffs that belongs to this node alone, such as `/sys/fs/bpf/shoal-0a1b2c3d`.
+    /// It is made when missing, and bpffs is mounted when it is not.
+    pub pins: PathBuf,
+}
+
+/// Local ports of a sandbox's resolver on 127.0.0.11; connections to port 53 there are led to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DnsPorts {
+    pub udp: u16,
+    pub tcp: u16,
+}
+
+/// What the sockets of one network namespace may reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxEntry {
+    /// VNIs of the networks this sandbox is a member of, in look-up order; at most [`NETWORKS_MAX`].
+    pub networks: Vec<u32>,
+    /// `None`: 127.0.0.11:53 is left alone.
+    pub dns: Option<DnsPorts>,
+}
+
+/// A virtual IP on one network. Equal addresses on two networks are two services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceKey {
+    pub vni: u32,
+    pub address: IpAddr,
+}
+
+/// A port published on the node itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortKey {
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// What the kernel's maps hold, read back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelState {
+    pub sandboxes: BTreeMap<u64, SandboxEntry>,
+    pub services: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+    pub ports: BTreeMap<PortKey, BTreeSet<SocketAddr>>,
+}
