@@ -1,0 +1,69 @@
+//! Containers: what they are made from and how they live.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use shoal_model::{ContainerId, ContainerSpec, Labels, Resources};
+
+/// Everything a container is made from. It is kept with the container and returned with it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    pub id: ContainerId,
+    /// Without Docker's leading slash.
+    pub name: String,
+    /// The image to use, by Docker's name rules; usually `spec.image`.
+    pub image: String,
+    pub spec: ContainerSpec,
+    #[serde(default)]
+    pub resources: Resources,
+    #[serde(default)]
+    pub labels: Labels,
+    /// The network namespace to join; `None` is the one this process runs in.
+    pub netns: Option<PathBuf>,
+    /// Contents of the container's `/etc/resolv.conf`.
+    pub resolv_conf: String,
+    /// Contents of the container's `/etc/hosts`.
+    pub hosts: String,
+    /// `json-file` options: `max-size` (`10m`) and `max-file` (`3`).
+    #[serde(default)]
+    pub log_options: Labels,
+}
+
+/// A container as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Container {
+    pub config: ContainerConfig,
+    pub created: Timestamp,
+    pub state: ContainerState,
+    /// The program and its arguments, from image and configuration.
+    pub argv: Vec<String>,
+    /// The environment, from image and configuration.
+    pub env: Vec<String>,
+    /// `sha256:…` of the image it was made from.
+    pub image_id: String,
+    /// The signal that asks it to stop.
+    pub stop_signal: i32,
+    /// Where its log and bind-mounted files live.
+    pub dir: PathBuf,
+}
+
+/// How far a container has come. It runs once: an ended container is replaced, not started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerState {
+    Created,
+    Running { pid: u32, started: Timestamp },
+    Exited { exit: Exit, started: Timestamp },
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The process's exit status; 128 + the signal that killed it; 255 when the machine went down
+    /// under it.
+    pub code: i32,
+    pub at: Timestamp,
+    /// The kernel killed one of its processes for want of memory.
+    pub oom: bool,
+}

@@ -1,0 +1,81 @@
+//! Images as Docker's users see them.
+
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use shoal_model::{Healthcheck, Labels};
+
+/// An image on this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Image {
+    /// `sha256:…` of the image's configuration, Docker's image id.
+    pub id: String,
+    /// Familiar names with their tags, `busybox:latest`, sorted.
+    pub references: Vec<String>,
+    /// Familiar names with the manifest's digest, `busybox@sha256:…`, sorted.
+    pub digests: Vec<String>,
+    pub created: Option<Timestamp>,
+    /// Bytes that the unpacked layers take.
+    pub size: u64,
+    pub architecture: String,
+    pub os: String,
+    pub author: String,
+    pub comment: String,
+    /// Version of the engine that built it; often empty.
+    pub docker_version: String,
+    pub config: ImageConfig,
+    /// Digests of the uncompressed layers, lowest first.
+    pub layers: Vec<String>,
+    /// Oldest first.
+    pub history: Vec<History>,
+}
+
+/// How containers of an image run unless told otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageConfig {
+    pub env: Vec<String>,
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub workdir: String,
+    pub user: String,
+    pub labels: Labels,
+    /// `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    pub volumes: Vec<String>,
+    pub stop_signal: String,
+    pub healthcheck: Option<Healthcheck>,
+    pub on_build: Vec<String>,
+    pub shell: Vec<String>,
+}
+
+/// One step of an image's making.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    pub created: Option<Timestamp>,
+    pub created_by: String,
+    pub author: String,
+    pub comment: String,
+    pub empty_layer: bool,
+    /// Bytes of the layer this step made.
+    pub size: u64,
+}
+
+/// What `docker import` says beside the file system itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// The name to give to the new image.
+    pub reference: Option<String>,
+    /// The image's comment; empty is Docker's `Imported from -`.
+    pub message: String,
+    /// Dockerfile instructions applied to the configuration.
+    pub changes: Vec<String>,
+}
+
+/// One effect of removing an image, in Docker's words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageDeletion {
+    Untagged(String),
+    Deleted(String),
+}
