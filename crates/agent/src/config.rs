@@ -1,0 +1,58 @@
+//! What an agent is told at its start, and what it learns when its node joins a cluster.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use shoal_model::{ClusterId, NodeId};
+
+/// Where a node keeps its things and whom it talks to. Two nodes on one machine differ in
+/// `data_dir`, `run_dir` and `containerd_namespace`.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Survives a reboot: containers' directories, `node.redb`.
+    pub data_dir: PathBuf,
+    /// Need not survive a reboot: namespaces, sockets.
+    pub run_dir: PathBuf,
+    /// Host name the node goes by in the cluster.
+    pub node_name: String,
+    /// The node's own resolver configuration: source of upstream servers and search domains.
+    pub resolv_conf: PathBuf,
+    /// The `shoal` executable, for the processes the agent supervises.
+    pub executable: PathBuf,
+    /// containerd's socket.
+    pub containerd: PathBuf,
+    pub containerd_namespace: String,
+}
+
+impl AgentConfig {
+    pub(crate) fn node_store(&self) -> PathBuf {
+        self.data_dir.join("node.redb")
+    }
+
+    pub(crate) fn resolver_socket(&self) -> PathBuf {
+        self.run_dir.join("resolver.sock")
+    }
+
+    pub(crate) fn resolver_state(&self) -> PathBuf {
+        self.data_dir.join("resolver")
+    }
+
+    pub(crate) fn resolver_log(&self) -> PathBuf {
+        self.data_dir.join("resolver.log")
+    }
+}
+
+/// The cluster a node belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    pub node: NodeId,
+    #[serde(default)]
+    pub cluster: Option<ClusterId>,
+    /// Unix socket of the manager's dispatcher.
+    pub manager: PathBuf,
+    /// The address the node advertises.
+    pub address: IpAddr,
+    /// Where other nodes send its VXLAN frames.
+    pub data_path_address: IpAddr,
+}
