@@ -1,0 +1,44 @@
+//! Worlds for end-to-end tests.
+//!
+//! A [`World`] is a network namespace without a way out that plays "everything outside": a DNS server,
+//! a web server, clients. A [`Node`] is a daemon in a namespace of its own, one veth away from its
+//! world, with its own directories and containerd namespace. Nothing is shared between tests, nothing
+//! of the machine is touched, and [`Node::finish`] proves that nothing is left.
+//!
+//! Clients inside containers are mostly threads of the test that enter a task's network namespace:
+//! the kernel then treats their sockets exactly as the task's own.
+#![forbid(unsafe_code)]
+// A failed step of a test is a panic that names it.
+#![allow(clippy::unwrap_used)]
+
+pub mod dns;
+pub mod image;
+mod leaks;
+pub mod load;
+mod netns;
+mod node;
+pub mod process;
+mod world;
+
+use std::time::{Duration, Instant};
+
+pub use netns::Netns;
+pub use node::{Container, Node, NodeOptions};
+pub use world::{CLIENT, DNS_SERVER, NODE, OUTSIDE, OUTSIDE_NAME, World};
+
+/// Long enough for anything that works on a busy machine; a wait that needs it has failed anyway.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls until `look` finds something, or panics with `what` and the last sighting.
+pub fn wait_until<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(seen) if start.elapsed() > patience => {
+                panic!("not within {patience:?}: {what}\nlast seen: {seen}")
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(25)),
+        }
+    }
+}

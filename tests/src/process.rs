@@ -1,0 +1,121 @@
+//! Commands with a deadline, and who is running.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How a command ended.
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub line: String,
+    /// -1 when a signal ended it.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Output {
+    /// The command's standard output, if it succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert!(self.code == 0, "{self}");
+        self.stdout
+    }
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "$ {}\nexit {} after {:?}\n{}{}", self.line, self.code, self.took, self.stdout, self.stderr)
+    }
+}
+
+/// Runs a command to its end, feeding it `input`; panics when it takes longer than `patience`.
+pub fn run(mut command: Command, input: &[u8], patience: Duration) -> Output {
+    let line = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let started = Instant::now();
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{line}: {error}"));
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+    // A command that does not read its input closes the pipe: that is no failure.
+    let feeding = std::thread::spawn(move || drop(std::io::Write::write_all(&mut stdin, &input)));
+    let collect = |mut pipe: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = pipe.read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    };
+    let stdout = collect(Box::new(child.stdout.take().unwrap()));
+    let stderr = collect(Box::new(child.stderr.take().unwrap()));
+    let ended = wait(&mut child, patience);
+    if ended.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let took = started.elapsed();
+    feeding.join().unwrap();
+    let output = Output {
+        line,
+        code: ended.unwrap_or(-1),
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
+        took,
+    };
+    assert!(ended.is_some(), "did not end within {patience:?}: {output}");
+    output
+}
+
+/// The exit code, or `None` when the process still runs after `patience`.
+pub fn wait(child: &mut Child, patience: Duration) -> Option<i32> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status.code().unwrap_or(-1));
+        }
+        if start.elapsed() > patience {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A running process as /proc shows it.
+#[derive(Debug, Clone)]
+pub struct Process {
+    pub pid: u32,
+    pub command: String,
+    /// Inode of its network namespace; 0 when it just ended.
+    pub netns: u64,
+}
+
+/// Every process whose command line contains `text` or that lives in network namespace `netns`.
+pub fn processes(text: &str, netns: u64) -> Vec<Process> {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::process::id();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|&pid| pid != own)
+        .filter_map(|pid| {
+            let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_owned();
+            let inode = std::fs::metadata(format!("/proc/{pid}/ns/net")).map_or(0, |meta| meta.ino());
+            let wanted = (!text.is_empty() && command.contains(text)) || (netns != 0 && inode == netns);
+            wanted.then_some(Process { pid, command, netns: inode })
+        })
+        .collect()
+}
+
+/// Sends a signal to one process; one that is gone already is fine.
+pub fn signal(pid: u32, signal: Signal) {
+    let _ = kill(Pid::from_raw(pid as i32), signal);
+}

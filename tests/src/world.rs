@@ -1,0 +1,116 @@
+//! Everything outside a node: a DNS server, a web server, clients. One namespace, no way out of it.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use crate::Netns;
+use crate::dns::{Stub, bind};
+
+/// The node's own address, on its `eth0`.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+/// The world's end of that link, the node's default gateway.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// A client that reaches the node through the gateway.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+/// A web server that says who asked.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
+/// Its name in the outside DNS.
+pub const OUTSIDE_NAME: &str = "www.outside.example";
+/// The outside DNS server.
+pub const DNS_SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
+
+/// The names that reached the outside DNS server.
+type Asked = Arc<Mutex<Vec<String>>>;
+
+pub struct World {
+    pub netns: Netns,
+    asked: Asked,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let netns = Netns::new();
+        for address in [CLIENT, OUTSIDE, DNS_SERVER] {
+            netns.ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+        }
+        let world = Self { netns, asked: Asked::default() };
+        world.serve_dns();
+        world.serve_web();
+        world
+    }
+
+    /// Joins a node's namespace to the world: `eth0` there, address and default route set.
+    pub fn connect(&self, node: &Netns) {
+        let path = node.path();
+        let path = path.to_str().unwrap();
+        self.netns.ip(&["link", "add", "node", "type", "veth", "peer", "name", "eth0", "netns", path]);
+        self.netns.ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", "node"]);
+        self.netns.ip(&["link", "set", "node", "up"]);
+        node.ip(&["addr", "add", &format!("{NODE}/24"), "dev", "eth0"]);
+        node.ip(&["link", "set", "eth0", "up"]);
+        node.ip(&["route", "add", "default", "via", &GATEWAY.to_string()]);
+    }
+
+    /// Cuts the node off.
+    pub fn disconnect(&self) {
+        self.netns.ip(&["link", "del", "node"]);
+    }
+
+    /// Names that the outside DNS server was asked for so far.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// A connection from [`CLIENT`], an address that is routed to the node and not on its link.
+    pub fn connect_from_client(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        self.netns.run(move || connect_from(CLIENT, to))
+    }
+
+    fn serve_dns(&self) {
+        let stub = Stub { names: vec![(OUTSIDE_NAME.to_owned(), OUTSIDE)] };
+        let (udp, tcp) = self.netns.run(|| bind(SocketAddr::from((DNS_SERVER, 53))).unwrap());
+        let (over_udp, over_tcp) = (stub.clone(), stub);
+        let (seen_udp, seen_tcp) = (self.asked.clone(), self.asked.clone());
+        std::thread::spawn(move || over_udp.serve_udp(&udp, |name| seen_udp.lock().unwrap().push(name)));
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().flatten() {
+                let (stub, seen) = (over_tcp.clone(), seen_tcp.clone());
+                std::thread::spawn(move || stub.serve_tcp(stream, |name| seen.lock().unwrap().push(name)));
+            }
+        });
+    }
+
+    fn serve_web(&self) {
+        let listener = self.netns.run(|| TcpListener::bind((OUTSIDE, 80)).unwrap());
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let peer = stream.peer_addr().map_or_else(|_| String::new(), |peer| peer.ip().to_string());
+                let _ = stream.read(&mut [0; 1024]);
+                let _ = write!(
+                    stream,
+                    "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\noutside saw {peer}\n",
+                    "outside saw \n".len() + peer.len()
+                );
+            }
+        });
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A connection with a chosen source address, which the standard library cannot make.
+fn connect_from(source: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+    let SocketAddr::V4(to) = to else { return Err(std::io::Error::other("IPv4 only")) };
+    let made = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(made.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(source, 0)))?;
+    connect(made.as_raw_fd(), &SockaddrIn::from(to))?;
+    Ok(TcpStream::from(made))
+}
