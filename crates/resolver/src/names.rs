@@ -9,7 +9,7 @@ use shoal_model::{EndpointEntry, NetworkId, NetworkTable, ServiceEntry, TableVer
 /// Seconds a client may keep a virtual address: it lives as long as its service.
 const VIP_TTL: u32 = 10;
 /// Seconds a client may keep a list of tasks: it changes with every task.
-const TASKS_TTL: u32 = 2;
+pub(crate) const TASKS_TTL: u32 = 2;
 
 /// What the resolver knows of one network. Look-ups take constant time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,11 @@ impl Names {
             }
         }
         names
+    }
+
+    /// Nobody has fed a table of this network.
+    pub fn is_unknown(&self) -> bool {
+        self.suffix.is_empty()
     }
 
     /// The network's own name in lower case.

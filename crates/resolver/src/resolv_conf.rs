@@ -42,8 +42,8 @@ impl ResolvConf {
     pub fn parse(text: &str) -> Self {
         let mut file = Self::default();
         for line in text.lines() {
-            let line = line.split(['#', ';']).next().unwrap_or_default().trim();
-            let mut words = line.split_ascii_whitespace();
+            let line = line.trim();
+            let mut words = line.split_ascii_whitespace().take_while(|word| !word.starts_with(['#', ';']));
             let Some(directive) = words.next() else { continue };
             match directive {
                 "nameserver" => file.nameservers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok())),

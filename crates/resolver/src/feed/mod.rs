@@ -14,7 +14,7 @@ mod client;
 mod server;
 
 pub use client::Client;
-pub(crate) use server::serve_feed;
+pub(crate) use server::{Registry, serve_feed};
 
 /// The version of the feed this build speaks.
 pub const FEED_VERSION: u32 = 1;

@@ -1,1 +1,253 @@
-pub(crate) async fn serve_feed() {}
+//! The resolver's end of the feed, and what it is fed into.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use shoal_model::NetworkId;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, Notify};
+
+use super::{DnsPorts, FEED_VERSION, Hello, NetworkState, Reply, Request, SandboxState, SandboxView, State};
+use crate::forward::Forwarder;
+use crate::names::Names;
+use crate::sandbox::{Namespace, Sandbox, Sockets};
+use crate::state::{StateDir, is_storable};
+use crate::view::{NetworkSlot, View};
+use crate::{Error, Result};
+
+/// Largest request, in bytes; the names of a network with 65,000 endpoints fit.
+const REQUEST_BYTES_MAX: u64 = 64 << 20;
+
+/// Everything the process serves. Requests change it one at a time; queries never wait for them.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    version: String,
+    forwarder: Arc<Forwarder>,
+    disk: StateDir,
+    served: Mutex<Served>,
+    /// Notified when the process is to end for good.
+    pub(crate) stopped: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Served {
+    sandboxes: BTreeMap<String, Sandbox>,
+    /// Also those that a view waits for and nobody has fed yet.
+    networks: HashMap<NetworkId, NetworkSlot>,
+}
+
+/// Answers on the feed's socket until the listener fails.
+pub(crate) async fn serve_feed(listener: UnixListener, registry: Arc<Registry>) -> io::Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let registry = registry.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve_peer(stream, &registry).await {
+                tracing::debug!(%error, "a feed connection ended");
+            }
+        });
+    }
+}
+
+async fn serve_peer(stream: UnixStream, registry: &Registry) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut greeted = false;
+    loop {
+        let mut line = Vec::new();
+        (&mut stream).take(REQUEST_BYTES_MAX).read_until(b'\n', &mut line).await?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let request = serde_json::from_slice(&line);
+        let stops = matches!(request, Ok(Request::Stop));
+        let reply = match request {
+            Ok(Request::Hello { feed_version }) => {
+                greeted = feed_version == FEED_VERSION;
+                registry.hello()
+            }
+            Ok(_) if !greeted => Reply::Error(format!("feed version {FEED_VERSION} must be agreed on first")),
+            Ok(request) => registry.handle(request).await.unwrap_or_else(|error| Reply::Error(chain(&error))),
+            Err(error) => Reply::Error(format!("not a request: {error}")),
+        };
+        let done = stops && matches!(reply, Reply::Done);
+        let mut line = serde_json::to_vec(&reply)?;
+        line.push(b'\n');
+        let written = stream.get_mut().write_all(&line).await;
+        if done {
+            registry.stopped.notify_one();
+        }
+        written?;
+    }
+}
+
+impl Registry {
+    /// Takes up what was served before, as far as its namespaces are still there.
+    pub(crate) async fn restore(version: String, forwarder: Arc<Forwarder>, disk: StateDir) -> Result<Self> {
+        let (sandboxes, names) = disk.load();
+        let mut served = Served::default();
+        for names in names {
+            served.slot(&names.network.clone()).store(Arc::new(names));
+        }
+        for (id, kept) in sandboxes {
+            let netns = kept.view.netns.clone();
+            match served.set_sandbox(kept.view, Some(kept.ports), &forwarder).await {
+                Ok(ports) if ports == kept.ports => {}
+                Ok(ports) => tracing::warn!(sandbox = id, ?ports, "a sandbox's ports changed over a restart"),
+                Err(error) => {
+                    tracing::info!(sandbox = id, netns = %netns.display(), error = chain(&error), "a sandbox is gone");
+                }
+            }
+        }
+        let registry = Self { version, forwarder, disk, served: Mutex::new(served), stopped: Notify::new() };
+        registry.save_sandboxes(&*registry.served.lock().await).await?;
+        Ok(registry)
+    }
+
+    fn hello(&self) -> Reply {
+        Reply::Hello(Hello {
+            feed_version: FEED_VERSION,
+            pid: std::process::id(),
+            version: self.version.clone(),
+        })
+    }
+
+    /// Does what is asked. It is in force before it is on disk, and on disk before the reply.
+    async fn handle(&self, request: Request) -> Result<Reply> {
+        let mut served = self.served.lock().await;
+        match request {
+            Request::Hello { .. } => return Ok(self.hello()),
+            Request::SetSandbox(view) => {
+                let ports = served.set_sandbox(view, None, &self.forwarder).await?;
+                self.save_sandboxes(&served).await?;
+                return Ok(Reply::Ports(ports));
+            }
+            Request::RemoveSandbox(id) => {
+                if served.sandboxes.remove(&id).is_some() {
+                    served.forget_unused();
+                    self.save_sandboxes(&served).await?;
+                }
+            }
+            Request::SetNames(names) => {
+                if !is_storable(&names.network) {
+                    return Err(Error::Refused(format!("{:?} is no network id", names.network.as_str())));
+                }
+                let names = Arc::new(names);
+                served.slot(&names.network).store(names.clone());
+                self.on_disk(move |disk| disk.save_names(&names)).await?;
+            }
+            Request::RemoveNames(network) => self.remove_names(&mut served, [network].into()).await?,
+            Request::Prune { sandboxes, networks } => self.prune(&mut served, &sandboxes, &networks).await?,
+            Request::ReadBack => return Ok(Reply::State(served.state())),
+            Request::ReadNames(network) => {
+                let names = served.networks.get(&network).map(|slot| slot.load_full());
+                let names = names.filter(|names| !names.is_unknown());
+                return Ok(Reply::Names(names.map(Arc::unwrap_or_clone)));
+            }
+            Request::Stop => {
+                served.sandboxes.clear();
+                self.on_disk(StateDir::clear).await?;
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    async fn remove_names(&self, served: &mut Served, networks: BTreeSet<NetworkId>) -> Result<()> {
+        for network in &networks {
+            if let Some(slot) = served.networks.get(network) {
+                slot.store(Arc::new(Names::unknown(network.clone())));
+            }
+        }
+        served.forget_unused();
+        self.on_disk(move |disk| {
+            networks.iter().filter(|network| is_storable(network)).try_for_each(|network| disk.remove_names(network))
+        })
+        .await
+    }
+
+    async fn prune(&self, served: &mut Served, sandboxes: &[String], networks: &[NetworkId]) -> Result<()> {
+        let keep: BTreeSet<&String> = sandboxes.iter().collect();
+        served.sandboxes.retain(|id, _| keep.contains(id));
+        self.save_sandboxes(served).await?;
+        let keep: BTreeSet<&NetworkId> = networks.iter().collect();
+        let gone = served.networks.keys().filter(|network| !keep.contains(network)).cloned().collect();
+        self.remove_names(served, gone).await
+    }
+
+    async fn save_sandboxes(&self, served: &Served) -> Result<()> {
+        let states = served.state().sandboxes;
+        self.on_disk(move |disk| disk.save_sandboxes(&states)).await
+    }
+
+    async fn on_disk(&self, work: impl FnOnce(&StateDir) -> Result<()> + Send + 'static) -> Result<()> {
+        let disk = self.disk.clone();
+        tokio::task::spawn_blocking(move || work(&disk))
+            .await
+            .unwrap_or_else(|error| Err(Error::Refused(error.to_string())))
+    }
+}
+
+impl Served {
+    /// The network's slot, made if it is not there.
+    fn slot(&mut self, network: &NetworkId) -> NetworkSlot {
+        self.networks
+            .entry(network.clone())
+            .or_insert_with(|| Arc::new(ArcSwap::from_pointee(Names::unknown(network.clone()))))
+            .clone()
+    }
+
+    async fn set_sandbox(
+        &mut self,
+        feed: SandboxView,
+        wanted: Option<DnsPorts>,
+        forwarder: &Arc<Forwarder>,
+    ) -> Result<DnsPorts> {
+        let view = View {
+            networks: feed.networks.iter().map(|network| self.slot(network)).collect(),
+            internal: feed.internal,
+            ndots_set: feed.ndots_set,
+        };
+        let namespace = Namespace::at(&feed.netns)?;
+        if let Some(sandbox) = self.sandboxes.get_mut(&feed.id).filter(|sandbox| sandbox.is_in(namespace)) {
+            sandbox.set_view(feed, view);
+            let ports = sandbox.ports();
+            self.forget_unused();
+            return Ok(ports);
+        }
+        let sockets = Sockets::open(feed.netns.clone(), wanted).await?;
+        let (id, netns) = (feed.id.clone(), feed.netns.clone());
+        let sandbox = Sandbox::start(feed, view, sockets, forwarder.clone())
+            .map_err(|source| Error::Sockets { netns, source })?;
+        let ports = sandbox.ports();
+        self.sandboxes.insert(id, sandbox);
+        Ok(ports)
+    }
+
+    /// Drops networks that nobody fed and no view holds.
+    fn forget_unused(&mut self) {
+        self.networks.retain(|_, slot| Arc::strong_count(slot) > 1 || !slot.load().is_unknown());
+    }
+
+    fn state(&self) -> State {
+        let sandboxes = self.sandboxes.iter().map(|(id, sandbox)| (id.clone(), sandbox.state.clone()));
+        let networks = self.networks.iter().filter_map(|(id, slot)| {
+            let names = slot.load();
+            let state = NetworkState { version: names.version, names: names.len() };
+            (!names.is_unknown()).then(|| (id.clone(), state))
+        });
+        State { sandboxes: sandboxes.collect::<BTreeMap<String, SandboxState>>(), networks: networks.collect() }
+    }
+}
+
+/// An error and what it stems from, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}

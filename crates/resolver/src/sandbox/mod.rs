@@ -1,0 +1,224 @@
+//! One served sandbox: sockets inside its namespace, and the loops that answer on them.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hickory_proto::op::ResponseCode;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+
+use crate::answer::{Transport, Verdict, answer, refuse};
+use crate::feed::{DnsPorts, SandboxState, SandboxView};
+use crate::forward::{Forwarder, Pool};
+use crate::view::View;
+use crate::wire::QUERY_BYTES_MAX;
+
+mod socket;
+mod tcp;
+
+pub(crate) use socket::{Namespace, Sockets};
+
+/// Questions of one sandbox in flight; Docker's bound. More are refused at once.
+const IN_FLIGHT_MAX: usize = 1024;
+/// Datagrams handled before other sandboxes get their turn.
+const BATCH: usize = 64;
+
+/// A sandbox being served, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) state: SandboxState,
+    namespace: Namespace,
+    serving: Arc<Serving>,
+    loops: [AbortHandle; 2],
+}
+
+/// What the loops of one sandbox share.
+#[derive(Debug)]
+struct Serving {
+    sight: ArcSwap<Sight>,
+    forwarder: Arc<Forwarder>,
+    in_flight: Arc<Semaphore>,
+}
+
+/// What the sandbox sees and where its other names are asked.
+#[derive(Debug)]
+struct Sight {
+    view: View,
+    /// `None`: the node's servers.
+    own_pool: Option<Arc<Pool>>,
+}
+
+/// What a query has come to.
+enum Handled {
+    /// The reply is in the scratch buffer.
+    Reply,
+    Ask(Question),
+    Nothing,
+}
+
+/// A question to other servers, with its place among those in flight.
+struct Question {
+    pool: Arc<Pool>,
+    packet: Vec<u8>,
+    transport: Transport,
+    _permits: [OwnedSemaphorePermit; 2],
+}
+
+/// Working memory of one thread; no query keeps any of it.
+struct Scratch {
+    packet: Vec<u8>,
+    reply: Vec<u8>,
+    random: SmallRng,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        packet: vec![0; QUERY_BYTES_MAX],
+        reply: Vec::with_capacity(QUERY_BYTES_MAX),
+        random: SmallRng::from_os_rng(),
+    });
+}
+
+impl Sandbox {
+    /// Begins to answer on the sockets.
+    pub(crate) fn start(
+        feed: SandboxView,
+        view: View,
+        sockets: Sockets,
+        forwarder: Arc<Forwarder>,
+    ) -> io::Result<Self> {
+        let ports = sockets.ports()?;
+        let udp = Arc::new(UdpSocket::from_std(sockets.udp)?);
+        let tcp = TcpListener::from_std(sockets.tcp)?;
+        let sight = ArcSwap::from_pointee(Sight::new(&feed, view, &forwarder));
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        let serving = Arc::new(Serving { sight, forwarder, in_flight });
+        let loops = [
+            tokio::spawn(serve_udp(udp, serving.clone())).abort_handle(),
+            tokio::spawn(tcp::serve(tcp, serving.clone())).abort_handle(),
+        ];
+        let state = SandboxState { view: feed, ports };
+        Ok(Self { state, namespace: sockets.namespace, serving, loops })
+    }
+
+    /// Changes what is seen, with the next query.
+    pub(crate) fn set_view(&mut self, feed: SandboxView, view: View) {
+        self.serving.sight.store(Arc::new(Sight::new(&feed, view, &self.serving.forwarder)));
+        self.state.view = feed;
+    }
+
+    /// The sockets are in this very namespace.
+    pub(crate) fn is_in(&self, namespace: Namespace) -> bool {
+        self.namespace == namespace
+    }
+
+    pub(crate) fn ports(&self) -> DnsPorts {
+        self.state.ports
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.loops.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Sight {
+    fn new(feed: &SandboxView, view: View, forwarder: &Forwarder) -> Self {
+        let own_pool = (!feed.upstreams.is_empty()).then(|| forwarder.pool_of(&feed.upstreams));
+        Self { view, own_pool }
+    }
+}
+
+impl Serving {
+    /// Decides on a packet; a reply goes to `reply`.
+    fn handle(&self, packet: &[u8], transport: Transport, random: &mut SmallRng, reply: &mut Vec<u8>) -> Handled {
+        let sight = self.sight.load();
+        match answer(&sight.view, packet, transport, random, reply) {
+            Verdict::Local => Handled::Reply,
+            Verdict::Ignore => Handled::Nothing,
+            Verdict::Forward => {
+                let pool = sight.own_pool.clone().unwrap_or_else(|| self.forwarder.node_pool());
+                self.forward(packet, transport, pool, reply)
+            }
+        }
+    }
+
+    fn forward(&self, packet: &[u8], transport: Transport, pool: Arc<Pool>, reply: &mut Vec<u8>) -> Handled {
+        if pool.recall(packet, transport, reply) {
+            return Handled::Reply;
+        }
+        let refused = if pool.servers().is_empty() {
+            ResponseCode::ServFail
+        } else {
+            let permits = self.in_flight.clone().try_acquire_owned().ok().zip(self.forwarder.admit());
+            if let Some((own, all)) = permits {
+                let packet = packet.to_vec();
+                return Handled::Ask(Question { pool, packet, transport, _permits: [own, all] });
+            }
+            ResponseCode::Refused
+        };
+        match refuse(packet, refused, reply) {
+            Some(()) => Handled::Reply,
+            None => Handled::Nothing,
+        }
+    }
+
+    /// Handles what has arrived, up to a batch; questions for other servers go on by themselves.
+    fn drain(&self, socket: &Arc<UdpSocket>) -> io::Result<()> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for _ in 0..BATCH {
+                let (length, from) = socket.try_recv_from(&mut scratch.packet)?;
+                let packet = &scratch.packet[..length];
+                match self.handle(packet, Transport::Udp, &mut scratch.random, &mut scratch.reply) {
+                    // A reply that cannot be sent is a lost packet to the client, which asks again.
+                    Handled::Reply => drop(socket.try_send_to(&scratch.reply, from)),
+                    Handled::Ask(question) => {
+                        tokio::spawn(ask_udp(socket.clone(), from, question));
+                    }
+                    Handled::Nothing => {}
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Question {
+    /// The servers' answer, or SERVFAIL.
+    async fn ask(self) -> Vec<u8> {
+        if let Some(reply) = self.pool.ask(&self.packet, self.transport).await {
+            return reply;
+        }
+        let mut reply = Vec::new();
+        refuse(&self.packet, ResponseCode::ServFail, &mut reply);
+        reply
+    }
+}
+
+async fn ask_udp(socket: Arc<UdpSocket>, from: SocketAddr, question: Question) {
+    let reply = question.ask().await;
+    if let Err(error) = socket.send_to(&reply, from).await {
+        tracing::debug!(%error, bytes = reply.len(), "a reply could not be sent");
+    }
+}
+
+async fn serve_udp(socket: Arc<UdpSocket>, serving: Arc<Serving>) {
+    loop {
+        if let Err(error) = socket.readable().await {
+            tracing::error!(%error, "a sandbox's UDP socket is of no use any more");
+            return;
+        }
+        match serving.drain(&socket) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => tracing::debug!(%error, "a datagram could not be received"),
+        }
+    }
+}
