@@ -19,8 +19,10 @@ pub enum Error {
     Load(#[from] aya::EbpfError),
     #[error("eBPF program {name}")]
     Program { name: &'static str, source: aya::programs::ProgramError },
-    #[error("eBPF program {0} is not in the object")]
-    NoProgram(&'static str),
+    #[error("link of eBPF program {name}")]
+    Link { name: &'static str, source: aya::programs::links::LinkError },
+    #[error("{0} is not in the eBPF object")]
+    Missing(&'static str),
     #[error("eBPF map {name}")]
     Map { name: &'static str, source: aya::maps::MapError },
     #[error("pin {path}")]
@@ -41,4 +43,4 @@ pub enum Error {
     Several(Vec<Error>),
 }
 
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

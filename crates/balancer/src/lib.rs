@@ -1,28 +1,30 @@
 //! Connect-time balancing: a VIP becomes a task's address once, at `connect` or `sendmsg`.
+//!
+//! Eight eBPF programs at the root of cgroup2 (`bpf/connect.bpf.c`) translate the destination of sockets
+//! whose network namespace they know by its cookie, and translate it back in `recvmsg` and `getpeername`.
+//! A tc program (`bpf/answer.bpf.c`) answers ARP, neighbour solicitation and ping for VIPs. User space
+//! only fills the maps ([`Balancer`]); what is set keeps working while no process of ours lives.
+//!
+//! Invariant: a namespace that no [`SandboxEntry`] or [`Balancer::set_node`] names is never touched.
 
+#![deny(unsafe_code)] // allowed in `sys` (system calls) and `layout` (plain data in maps), nowhere else
+
+mod answerer;
+mod balancer;
+mod destroy;
 mod entry;
 mod error;
+mod layout;
+mod load;
+mod netlink;
+mod netns;
+mod pins;
+mod sets;
+mod sys;
 
+pub use balancer::Balancer;
+pub use destroy::destroy_sockets;
 pub use entry::{BalancerConfig, DnsPorts, KernelState, NETWORKS_MAX, PortKey, SandboxEntry, ServiceKey};
 pub use error::{Error, Result};
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-
-pub struct Balancer;
-impl Balancer {
-    pub fn open(_: &BalancerConfig) -> Result<Balancer> { unimplemented!() }
-    pub fn set_sandbox(&self, _cookie: u64, _: &SandboxEntry) -> Result<()> { unimplemented!() }
-    pub fn remove_sandbox(&self, _cookie: u64) -> Result<()> { unimplemented!() }
-    pub fn set_service(&self, _: ServiceKey, _backends: &BTreeSet<IpAddr>) -> Result<()> { unimplemented!() }
-    pub fn remove_service(&self, _: ServiceKey) -> Result<()> { unimplemented!() }
-    pub fn set_port(&self, _: PortKey, _backends: &BTreeSet<SocketAddr>) -> Result<()> { unimplemented!() }
-    pub fn remove_port(&self, _: PortKey) -> Result<()> { unimplemented!() }
-    pub fn set_node(&self, _cookie: u64, _local: &BTreeSet<IpAddr>) -> Result<()> { unimplemented!() }
-    pub fn attach_answerer(&self, _netns: &Path, _interface: &str, _vni: u32) -> Result<()> { unimplemented!() }
-    pub fn read_back(&self) -> Result<KernelState> { unimplemented!() }
-    pub fn remove(_: &BalancerConfig) -> Result<()> { unimplemented!() }
-}
-pub fn netns_cookie(_netns: &Path) -> Result<u64> { unimplemented!() }
-pub fn own_netns_cookie() -> Result<u64> { unimplemented!() }
-pub fn destroy_sockets(_netns: &Path, _destination: IpAddr) -> Result<usize> { unimplemented!() }
+pub use netns::{netns_cookie, own_netns_cookie};
+pub use sets::BACKENDS_MAX;

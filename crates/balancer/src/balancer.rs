@@ -1,0 +1,162 @@
+//! The balancer's interface: what stands in the maps, changed so that no reader ever sees a half change.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::programs::ProgramFd;
+
+use crate::answerer;
+use crate::layout::{LocalKey, RawSandbox, Target};
+use crate::load::{self, Maps};
+use crate::pins::{self, Pins};
+use crate::sets::{absent_is_fine, map};
+use crate::{BalancerConfig, Error, KernelState, NETWORKS_MAX, PortKey, Result, SandboxEntry, ServiceKey};
+
+/// The connect-time balancer of one node.
+///
+/// All it knows is in the kernel, pinned: it may be dropped and opened again at any time, and what it
+/// had set goes on balancing in between. Calls are short and never wait.
+pub struct Balancer {
+    root: PathBuf,
+    answerer: ProgramFd,
+    maps: Mutex<Maps>,
+}
+
+impl Balancer {
+    /// Adopts what is pinned in this layout version and exchanges the programs for this build's; makes,
+    /// attaches and pins what is missing. Mounts bpffs if needed.
+    ///
+    /// Needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, and Linux 6.1 or later.
+    pub fn open(config: &BalancerConfig) -> Result<Self> {
+        let pins = Pins::prepare(&config.pins)?;
+        let mut maps = load::connect_programs(&pins)?;
+        maps.sweep()?;
+        let answerer = load::answerer(&pins)?;
+        Ok(Self { root: config.pins.clone(), answerer, maps: Mutex::new(maps) })
+    }
+
+    /// Lets go of what builds with another layout version have pinned. To be called once everything has
+    /// been set anew here: until then those still balance what they know.
+    pub fn retire_other_layouts(&self) -> Result<()> {
+        pins::retire_other_layouts(&self.root)
+    }
+
+    /// Unpins and so detaches everything of a node, whether a balancer is open or not. Idempotent.
+    ///
+    /// Answerers go with the interfaces that they are attached to.
+    pub fn remove(config: &BalancerConfig) -> Result<()> {
+        pins::remove_tree(&config.pins)
+    }
+
+    /// Says what the sockets of the namespace with this cookie may reach. Replaces what was said before.
+    pub fn set_sandbox(&self, cookie: u64, entry: &SandboxEntry) -> Result<()> {
+        let count = entry.networks.len();
+        let raw = RawSandbox::new(entry).ok_or(Error::TooManyNetworks { count, max: NETWORKS_MAX })?;
+        self.maps().sandboxes.insert(cookie, raw, 0).map_err(map("sandboxes"))
+    }
+
+    /// Forgets a namespace: its sockets are no longer translated. Idempotent.
+    pub fn remove_sandbox(&self, cookie: u64) -> Result<()> {
+        absent_is_fine(self.maps().sandboxes.remove(&cookie)).map_err(map("sandboxes"))
+    }
+
+    /// Makes these the backends of a VIP, in one step. An empty set refuses connections at once.
+    ///
+    /// A UDP socket that was given a backend which is no longer one gets another with its next datagram;
+    /// it keeps one that still is.
+    pub fn set_service(&self, key: ServiceKey, backends: &BTreeSet<IpAddr>) -> Result<()> {
+        if let Some(&backend) = backends.iter().find(|backend| backend.is_ipv4() != key.address.is_ipv4()) {
+            return Err(Error::Family { address: key.address, backend });
+        }
+        let targets: Vec<Target> = backends.iter().copied().map(Target::service).collect();
+        let Maps { services, sets, .. } = &mut *self.maps();
+        sets.replace(services, key.into(), &targets)
+    }
+
+    /// Removes a VIP: who connects to it now meets the network itself. Idempotent.
+    pub fn remove_service(&self, key: ServiceKey) -> Result<()> {
+        let Maps { services, sets, .. } = &mut *self.maps();
+        sets.remove(services, key.into())
+    }
+
+    /// Leads the node's own clients of a published port to these backends; an empty set refuses.
+    ///
+    /// They reach it at every local address of the node, 127/8 and `::1` included. Backends are of one
+    /// address family. An unconnected UDP socket cannot reach an IPv4 backend through `::1`.
+    pub fn set_port(&self, key: PortKey, backends: &BTreeSet<SocketAddr>) -> Result<()> {
+        if backends.iter().any(SocketAddr::is_ipv4) && backends.iter().any(SocketAddr::is_ipv6) {
+            return Err(Error::MixedFamilies(key.port));
+        }
+        let targets: Vec<Target> = backends.iter().copied().map(Target::port).collect();
+        let Maps { ports, sets, .. } = &mut *self.maps();
+        sets.replace(ports, key.into(), &targets)
+    }
+
+    /// Stops leading clients of this port anywhere. Idempotent.
+    pub fn remove_port(&self, key: PortKey) -> Result<()> {
+        let Maps { ports, sets, .. } = &mut *self.maps();
+        sets.remove(ports, key.into())
+    }
+
+    /// Names the node's own namespace and the addresses at which its published ports are reached from
+    /// inside it; 127/8 and `::1` always are.
+    pub fn set_node(&self, cookie: u64, local_addresses: &BTreeSet<IpAddr>) -> Result<()> {
+        let mut maps = self.maps();
+        for address in local_addresses {
+            maps.locals.insert(LocalKey::new(cookie, *address), 1, 0).map_err(map("locals"))?;
+        }
+        maps.node.set(0, cookie, 0).map_err(map("node"))?;
+        let keys: Vec<LocalKey> = maps.locals.keys().collect::<Result<_, _>>().map_err(map("locals"))?;
+        for key in keys {
+            if key.cookie != cookie || !local_addresses.contains(&key.address()) {
+                absent_is_fine(maps.locals.remove(&key)).map_err(map("locals"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers ARP, neighbour solicitation and ping for the VIPs of network `vni` on `interface`, the
+    /// host side of a sandbox's veth in the namespace at `netns`.
+    ///
+    /// Attaching again replaces. It dies with the interface and outlives the daemon.
+    pub fn attach_answerer(&self, netns: &Path, interface: &str, vni: u32) -> Result<()> {
+        answerer::attach(netns, interface, vni, &self.answerer)
+    }
+
+    /// What the kernel really holds.
+    pub fn read_back(&self) -> Result<KernelState> {
+        let maps = self.maps();
+        let mut state = KernelState::default();
+        for entry in maps.sandboxes.iter() {
+            let (cookie, raw) = entry.map_err(map("sandboxes"))?;
+            state.sandboxes.insert(cookie, raw.entry());
+        }
+        for entry in maps.services.iter() {
+            let (key, set) = entry.map_err(map("services"))?;
+            let backends = maps.sets.slots_of(&set)?.iter().map(Target::address).collect();
+            state.services.insert(key.into(), backends);
+        }
+        for entry in maps.ports.iter() {
+            let (key, set) = entry.map_err(map("ports"))?;
+            let backends = maps.sets.slots_of(&set)?.iter().map(Target::socket_address).collect();
+            state.ports.insert(key.into(), backends);
+        }
+        Ok(state)
+    }
+
+    /// A panic elsewhere leaves at most slots that nothing names; the next change is whole again.
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Maps {
+    fn sweep(&mut self) -> Result<()> {
+        let services = self.services.iter().map(|entry| entry.map(|(_, set)| set.number));
+        let ports = self.ports.iter().map(|entry| entry.map(|(_, set)| set.number));
+        let named = services.chain(ports).collect::<Result<_, _>>().map_err(map("entries"))?;
+        self.sets.sweep(&named)
+    }
+}

@@ -1,0 +1,107 @@
+//! Published ports, for clients in the node's own namespace.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use shoal_balancer::PortKey;
+use shoal_model::Protocol;
+
+use crate::world::*;
+
+const PUBLISHED: u16 = 8000;
+const TCP: PortKey = PortKey { protocol: Protocol::Tcp, port: PUBLISHED };
+const UDP: PortKey = PortKey { protocol: Protocol::Udp, port: PUBLISHED };
+
+/// "node" stands for the node, "b" for the task that serves.
+fn published() -> World {
+    let world = World::new(&["node", "b"]);
+    world.serve("b");
+    let local = BTreeSet::from([world.address("node"), world.address6("node")]);
+    world.balancer().remove_sandbox(world.cookie("node")).unwrap();
+    world.balancer().set_node(world.cookie("node"), &local).unwrap();
+    let backends = BTreeSet::from([SocketAddr::new(world.address("b"), PORT)]);
+    world.balancer().set_port(TCP, &backends).unwrap();
+    world.balancer().set_port(UDP, &backends).unwrap();
+    world
+}
+
+fn local_addresses(world: &World) -> [IpAddr; 7] {
+    [
+        Ipv4Addr::LOCALHOST.into(),
+        Ipv4Addr::new(127, 1, 2, 3).into(),
+        Ipv4Addr::UNSPECIFIED.into(),
+        Ipv6Addr::LOCALHOST.into(),
+        mapped(Ipv4Addr::LOCALHOST.into()),
+        world.address("node"),
+        world.address6("node"),
+    ]
+}
+
+#[test]
+fn every_local_address_of_the_node_serves_a_published_port() {
+    let world = published();
+    for address in local_addresses(&world) {
+        let expected = ("b".to_owned(), SocketAddr::new(address, PUBLISHED));
+        assert_eq!(world.inside("node", || ask_tcp(expected.1)).unwrap(), expected, "tcp");
+        world.inside("node", || {
+            let any: IpAddr =
+                if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            let socket = UdpSocket::bind((any, 0)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.connect(expected.1).unwrap();
+            socket.send(b"who").unwrap();
+            assert_eq!(receive(&socket).unwrap(), expected, "connected udp");
+        });
+    }
+}
+
+#[test]
+fn unconnected_datagrams_reach_a_published_port_where_the_kernel_can() {
+    let world = published();
+    let own = SocketAddr::new(world.address("node"), PUBLISHED);
+    world.inside("node", || {
+        for to in [SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PUBLISHED), own] {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            assert_eq!(ask_udp(&socket, to).unwrap(), ("b".to_owned(), to));
+        }
+        // An IPv6 datagram cannot turn into an IPv4 one: a plain refusal, not ENOTSUPP.
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        let error = socket.send_to(b"who", (Ipv6Addr::LOCALHOST, PUBLISHED)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    });
+    let backend = SocketAddr::new(world.address6("b"), PORT);
+    world.balancer().set_port(UDP, &[backend].into()).unwrap();
+    world.inside("node", || {
+        let to = (Ipv6Addr::LOCALHOST, PUBLISHED).into();
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        assert_eq!(ask_udp(&socket, to).unwrap(), ("b".to_owned(), to), "with an IPv6 backend");
+    });
+}
+
+#[test]
+fn a_port_without_backends_refuses_and_a_removed_one_is_left_alone() {
+    let world = published();
+    let to = SocketAddr::new(world.address("node"), PUBLISHED);
+    world.balancer().set_port(TCP, &BTreeSet::new()).unwrap();
+    let ask = || world.inside("node", || ask_tcp(to));
+    assert_eq!(ask().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    world.balancer().remove_port(TCP).unwrap();
+    world.inside("node", || serve_tcp(std::net::TcpListener::bind(to).unwrap(), "program"));
+    assert_eq!(ask().unwrap().0, "program");
+}
+
+#[test]
+fn only_the_node_itself_and_only_its_addresses() {
+    let world = published();
+    let sandbox = world.inside("b", || ask_tcp((Ipv4Addr::LOCALHOST, PUBLISHED).into()));
+    assert_eq!(sandbox.unwrap_err().kind(), ErrorKind::ConnectionRefused, "nobody listens there");
+    let elsewhere = SocketAddr::new(world.address("b"), PUBLISHED);
+    let error = world.inside("node", || ask_tcp(elsewhere)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "another host's port of that number");
+    // An address that the node gave up is no longer its own.
+    world.balancer().set_node(world.cookie("node"), &BTreeSet::new()).unwrap();
+    let own = SocketAddr::new(world.address("node"), PUBLISHED);
+    assert!(world.inside("node", || ask_tcp(own)).is_err());
+    assert!(world.inside("node", || ask_tcp((Ipv4Addr::LOCALHOST, PUBLISHED).into())).is_ok());
+}
