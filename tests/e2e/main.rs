@@ -1,1 +1,16 @@
-//! placeholder
+//! What a user would notice, seen with the user's own tools. Each test owns its node.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod arrows;
+mod cli;
+mod dns;
+mod docs;
+mod drain;
+mod leftovers;
+mod published;
+mod quickstart;
+mod runtime;
+mod services;
+mod vip;
+mod walkthrough;

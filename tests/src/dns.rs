@@ -188,7 +188,8 @@ impl Stub {
         let address = known.filter(|_| kind == A).map(|(_, address)| address);
         let rcode = if known.is_some() { NOERROR } else { NXDOMAIN };
         // QR and RD; RA and the code; one question; the answers; nothing else, not even EDNS.
-        let mut reply = vec![query[0], query[1], 0x81, 0x80 | rcode, 0, 1, 0, address.is_some() as u8, 0, 0, 0, 0];
+        let mut reply =
+            vec![query[0], query[1], 0x81, 0x80 | rcode, 0, 1, 0, address.is_some() as u8, 0, 0, 0, 0];
         reply.extend_from_slice(query.get(12..end + 4)?);
         if let Some(address) = address {
             reply.extend_from_slice(&[0xc0, 12, 0, A as u8, 0, 1]);

@@ -17,7 +17,8 @@ const SERVE: &str = "#!/bin/sh\n\
     wait $pid\n";
 /// `idle`: nothing, until told to stop.
 const IDLE: &str = "#!/bin/sh\ntrap 'exit 0' TERM\nsleep 86400 &\nwait $!\n";
-const WHO: &str = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\necho \"$(hostname) $REMOTE_ADDR\"\n";
+const WHO: &str =
+    "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\necho \"$(hostname) $REMOTE_ADDR\"\n";
 
 /// The static busybox of this machine.
 pub fn busybox() -> PathBuf {
@@ -29,7 +30,8 @@ pub fn busybox() -> PathBuf {
 pub fn root_file_system() -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     for directory in ["bin", "etc", "tmp", "var", "www", "www/cgi-bin", "root", "dev", "proc", "sys"] {
-        let mut header = header(tar::EntryType::Directory, 0, if directory == "tmp" { 0o1777 } else { 0o755 });
+        let mut header =
+            header(tar::EntryType::Directory, 0, if directory == "tmp" { 0o1777 } else { 0o755 });
         archive.append_data(&mut header, format!("{directory}/"), std::io::empty()).unwrap();
     }
     let mut file = |path: &str, content: &[u8], mode: u32| {
@@ -86,9 +88,7 @@ pub fn oci_layout(reference: &str) -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(&layer).unwrap();
     let layer = gzip.finish().unwrap();
-    let descriptor = |kind: &str, blob: &[u8]| {
-        json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest(blob), "size": blob.len() })
-    };
+    let descriptor = |kind: &str, blob: &[u8]| json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest(blob), "size": blob.len() });
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",

@@ -15,9 +15,19 @@ pub(crate) fn programs(tag: &str) -> Vec<u64> {
     }
     let links = bpftool(&["link", "show"]);
     let pinned_here = |link: &&Value| {
-        link["pinned"].as_array().into_iter().flatten().any(|path| path.as_str().is_some_and(|p| p.contains(tag)))
+        link["pinned"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|path| path.as_str().is_some_and(|p| p.contains(tag)))
     };
-    links.as_array().into_iter().flatten().filter(pinned_here).filter_map(|link| link["prog_id"].as_u64()).collect()
+    links
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(pinned_here)
+        .filter_map(|link| link["prog_id"].as_u64())
+        .collect()
 }
 
 fn bpftool(arguments: &[&str]) -> Value {
@@ -39,7 +49,9 @@ fn traces(node: &Node, programs: &[u64]) -> Vec<String> {
     for process in processes(&format!("-namespace {}", node.containerd_namespace), 0) {
         found.push(format!("shim {} {}", process.pid, process.command));
     }
-    found.extend(mounts_below(node.directory.path()).into_iter().map(|path| format!("mount {}", path.display())));
+    found.extend(
+        mounts_below(node.directory.path()).into_iter().map(|path| format!("mount {}", path.display())),
+    );
     found.extend(links(node));
     found.extend(rules(node));
     found.extend(pins(&node.tag()).into_iter().map(|path| format!("pin {}", path.display())));
@@ -79,7 +91,9 @@ fn rules(node: &Node) -> Vec<String> {
 
 fn containerd_objects(node: &Node) -> Vec<String> {
     let mut found = Vec::new();
-    for (what, arguments) in [("container", &["containers", "ls", "-q"][..]), ("task", &["tasks", "ls", "-q"])] {
+    for (what, arguments) in
+        [("container", &["containers", "ls", "-q"][..]), ("task", &["tasks", "ls", "-q"])]
+    {
         let listed = node.ctr(arguments);
         assert!(listed.code == 0, "{listed}");
         found.extend(listed.stdout.lines().map(|id| format!("containerd {what} {id}")));
@@ -173,7 +187,8 @@ pub(crate) fn remove_by_force(node: &Node) {
 fn remove_snapshots(node: &Node) {
     loop {
         let listed = node.ctr(&["snapshots", "ls"]).stdout;
-        let names: Vec<&str> = listed.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+        let names: Vec<&str> =
+            listed.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
         let removed = names.iter().filter(|name| node.ctr(&["snapshots", "rm", name]).code == 0).count();
         if removed == 0 {
             return;

@@ -18,13 +18,14 @@ pub mod load;
 mod netns;
 mod node;
 pub mod process;
+pub mod web;
 mod world;
 
 use std::time::{Duration, Instant};
 
 pub use netns::Netns;
-pub use node::{Container, Node, NodeOptions};
-pub use world::{CLIENT, DNS_SERVER, NODE, OUTSIDE, OUTSIDE_NAME, World};
+pub use node::{Container, Node, NodeOptions, shoal};
+pub use world::{CLIENT, DNS_SERVER, GATEWAY, NODE, OUTSIDE, OUTSIDE_NAME, World};
 
 /// Long enough for anything that works on a busy machine; a wait that needs it has failed anyway.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -65,7 +65,10 @@ impl Load {
                         let before = Instant::now();
                         if let Err(failure) = operation() {
                             let at = before.duration_since(start);
-                            failures.lock().unwrap().push(format!("{failure} (at {at:?}, after {:?})", before.elapsed()));
+                            failures
+                                .lock()
+                                .unwrap()
+                                .push(format!("{failure} (at {at:?}, after {:?})", before.elapsed()));
                         }
                         done.fetch_add(1, Ordering::Relaxed);
                         turn += 1;

@@ -44,7 +44,9 @@ impl Container {
     pub fn address(&self, network: &str) -> Ipv4Addr {
         let text = self.detail["NetworkSettings"]["Networks"][network]["IPAddress"].as_str();
         let address = text.and_then(|text| text.parse().ok());
-        address.unwrap_or_else(|| panic!("{} has no address on {network}: {:#}", self.name, self.detail["NetworkSettings"]))
+        address.unwrap_or_else(|| {
+            panic!("{} has no address on {network}: {:#}", self.name, self.detail["NetworkSettings"])
+        })
     }
 
     pub fn netns(&self) -> Netns {
@@ -232,7 +234,10 @@ impl Node {
     pub fn helpers(&self, verb: &str) -> Vec<u32> {
         let directory = self.directory.path().display().to_string();
         let own = process::processes(&directory, 0);
-        own.into_iter().filter(|process| process.command.split(' ').nth(1) == Some(verb)).map(|process| process.pid).collect()
+        own.into_iter()
+            .filter(|process| process.command.split(' ').nth(1) == Some(verb))
+            .map(|process| process.pid)
+            .collect()
     }
 
     pub fn start_containerd(&mut self) {
@@ -343,7 +348,10 @@ impl Node {
 
     pub fn ctr(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.containerd_socket()).args(["--namespace", &self.containerd_namespace]);
+        command
+            .arg("--address")
+            .arg(self.containerd_socket())
+            .args(["--namespace", &self.containerd_namespace]);
         command.args(arguments);
         process::run(command, b"", PATIENCE)
     }
@@ -473,6 +481,14 @@ impl Node {
         let programs = crate::leaks::programs(&self.tag());
         self.stop_daemon();
         crate::leaks::assert_clean(&self, &programs);
+        self.shoal_local("reset").ok();
+        crate::leaks::assert_reset(&self);
+        self.finished = true;
+    }
+
+    /// The end of a node whose daemon is gone for good: `shoal reset` alone removes everything.
+    pub fn finish_by_reset(mut self) {
+        assert!(self.daemon.is_none());
         self.shoal_local("reset").ok();
         crate::leaks::assert_reset(&self);
         self.finished = true;

@@ -1,0 +1,60 @@
+//! Removing tasks under load: no connection refused, none reset.
+
+use shoal_e2e::load::Load;
+use shoal_e2e::web::{fetch, fetch_over};
+use shoal_e2e::{NODE, Node, PATIENCE, wait_until};
+
+fn more(load: &Load, operations: u64) {
+    let before = load.done();
+    wait_until(PATIENCE, "traffic flows", || {
+        if load.done() > before + operations { Ok(()) } else { Err(String::new()) }
+    });
+}
+
+#[test]
+fn scaling_down_under_load_fails_no_connection() {
+    let node = Node::cluster();
+    node.network("appnet");
+    let flags = ["--network", "appnet", "--publish", "8000:80"];
+    node.service("app", 4, &flags, &["serve"]);
+    let client = node.service("client", 1, &["--network", "appnet"], &["idle"])[0].netns();
+    let vip = node.vip("app");
+    wait_until(PATIENCE, "the service answers", || {
+        client.run(move || fetch((vip, 80), "/index.html")).map(drop)
+    });
+    wait_until(PATIENCE, "the port answers", || {
+        node.world.netns.run(|| fetch((NODE, 8000), "/index.html")).map(drop)
+    });
+    let inside = Load::start(&client, 8, 100, move || fetch((vip, 80), "/index.html").map(drop));
+    let outside = Load::start(&node.world.netns, 4, 50, || fetch((NODE, 8000), "/index.html").map(drop));
+    for replicas in [1, 4, 2, 1] {
+        more(&inside, 100);
+        node.docker(&["service", "scale", "-d", &format!("app={replicas}")]).ok();
+        node.running("app", replicas);
+    }
+    more(&inside, 100);
+    let (inside, outside) = (inside.stop(), outside.stop());
+    inside.assert_clean(50);
+    outside.assert_clean(25);
+    node.finish();
+}
+
+/// A request that is being answered when its task is told to stop is answered to its end.
+#[test]
+fn an_open_connection_gets_its_grace() {
+    let node = Node::cluster();
+    node.network("appnet");
+    let slow = "printf '#!/bin/sh\\nsleep 1; echo; echo done\\n' > /www/cgi-bin/slow; chmod +x /www/cgi-bin/slow; exec serve";
+    node.service("app", 1, &["--network", "appnet"], &["sh", "-c", slow]);
+    let client = node.service("client", 1, &["--network", "appnet"], &["idle"])[0].netns();
+    let vip = node.vip("app");
+    wait_until(PATIENCE, "the service answers", || {
+        client.run(move || fetch((vip, 80), "/index.html")).map(drop)
+    });
+    let stream = client.run(move || std::net::TcpStream::connect((vip, 80)).unwrap());
+    let asking = client.spawn(move || fetch_over(stream, "/cgi-bin/slow"));
+    node.docker(&["service", "scale", "-d", "app=0"]).ok();
+    assert_eq!(asking.join().unwrap().as_deref(), Ok("done"));
+    node.running("app", 0);
+    node.finish();
+}
