@@ -39,6 +39,8 @@ pub(crate) struct Stored {
     pub membership: Option<Membership>,
     pub tasks: Vec<TaskRecord>,
     pub tables: Vec<NetworkTable>,
+    /// The file could not be read, and this is a new one.
+    pub rebuilt: bool,
 }
 
 #[derive(Clone)]
@@ -58,13 +60,14 @@ impl NodeStore {
                 tracing::warn!(path = %path.display(), aside = %aside.display(), %reason,
                     "node store cannot be read: set aside, rebuilding it from containerd and the manager");
                 std::fs::rename(path, &aside).map_err(Error::io("set aside", path))?;
-                Self::read(path).map_err(|error| match error {
+                let opened = Self::read(path).map_err(|error| match error {
                     ReadError::Fatal(error) => error,
                     ReadError::Unreadable(reason) => Error::Store {
                         path: path.to_owned(),
                         source: Box::new(redb::Error::Corrupted(reason)),
                     },
-                })
+                });
+                opened.map(|(store, stored)| (store, Stored { rebuilt: true, ..stored }))
             }
         }
     }
@@ -90,6 +93,7 @@ impl NodeStore {
                 .transpose()?,
             tasks: store.all(TASKS)?,
             tables: store.all(TABLES)?,
+            rebuilt: false,
         };
         Ok((store, stored))
     }

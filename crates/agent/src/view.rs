@@ -1,10 +1,9 @@
 //! What an agent shows of its containers and tables.
 
-use std::time::Duration;
+use std::net::IpAddr;
 
 use serde::Serialize;
 use shoal_model::{Attachment, Healthcheck, NetworkId, TableVersion, TaskId};
-use std::net::IpAddr;
 
 use crate::health::Health;
 
@@ -36,9 +35,12 @@ pub struct TableReport {
     pub name: String,
     /// Version last applied.
     pub version: TableVersion,
-    /// As the applied table has them.
+    /// Services and endpoints in the table.
+    pub services: usize,
+    pub endpoints: usize,
+    /// What the applied table asks for.
     pub held: TableCounts,
-    /// As kernel and resolver have them.
+    /// What kernel and resolver have.
     pub read_back: TableCounts,
     /// What `read_back` lacks or has too much, one line each; empty when all is well.
     pub differences: Vec<String>,
@@ -47,15 +49,14 @@ pub struct TableReport {
 /// How many entries of each kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct TableCounts {
-    /// Services the resolver knows.
-    pub services: usize,
+    /// Names the resolver answers.
+    pub names: usize,
     /// Virtual addresses the balancer translates.
     pub vips: usize,
     /// Backends of all virtual addresses.
     pub backends: usize,
-    /// Remote endpoints with forwarding entries.
-    pub endpoints: usize,
+    /// Published ports the balancer translates for the node's own clients.
+    pub ports: usize,
+    /// Endpoints of other nodes with forwarding entries.
+    pub remote_endpoints: usize,
 }
-
-/// How long `stop_container` waits when it is given no time of its own.
-pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);

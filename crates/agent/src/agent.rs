@@ -1,0 +1,292 @@
+//! The agent's face: one method per thing that can be asked of a node.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use shoal_balancer::Balancer;
+use shoal_model::{ContainerId, NodeDescription, TaskId};
+use shoal_runtime::{Container, ContainerState, Runtime};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::node::{Node, balancer_config};
+use crate::runner::{Order, Snapshot};
+use crate::store::TaskRecord;
+use crate::task::StopCause;
+use crate::view::{ContainerNetwork, ContainerView, TableReport};
+use crate::{AgentConfig, Error, Membership, Result, lock, prepare, sandbox, session, verify};
+
+/// A stop waits this long beyond grace period and drain before the caller is let go.
+const STOP_MARGIN: Duration = Duration::from_secs(20);
+/// Without a word from anybody a container that is told to stop has this long.
+const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long leaving waits for kernel and resolver to let go of the cluster's networks.
+const CLEAR_BOUND: Duration = Duration::from_secs(20);
+/// How long the first session waits for the stored tables to be in force again, so that the manager
+/// need not send them.
+const SETTLE_BOUND: Duration = Duration::from_secs(3);
+
+/// A running node. Cheap to clone; all clones are the same node.
+#[derive(Clone)]
+pub struct Agent {
+    node: Arc<Node>,
+    /// Ends the session with the manager.
+    session: Arc<Mutex<Option<CancellationToken>>>,
+}
+
+impl Agent {
+    /// Opens the node's store, takes over what still runs, and resumes its membership.
+    pub async fn start(config: AgentConfig) -> Result<Self> {
+        let (node, stored) = Node::open(config).await?;
+        let agent = Self { node: node.clone(), session: Arc::default() };
+        node.adopt(stored.tasks, stored.rebuilt).await?;
+        let (resolver, closing) = (node.resolver.clone(), node.closing.clone());
+        node.tracker.spawn(async move { resolver.supervise(closing).await });
+        let (tables, effects, closing) = (node.tables.clone(), node.effects(), node.closing.clone());
+        node.tracker.spawn(async move { tables.run(&effects, closing).await });
+        node.tracker.spawn(follow_addresses(node.clone()));
+        if !stored.rebuilt {
+            node.tracker.spawn(prune_resolver(node.clone(), stored_sandboxes(&node)));
+        }
+        if let Some(member) = stored.membership {
+            let wanted = node.tables.wanted();
+            let mut in_force = node.tables.in_force();
+            let settled = in_force.wait_for(|held| wanted.iter().all(|network| held.contains_key(network)));
+            if tokio::time::timeout(SETTLE_BOUND, settled).await.is_err() {
+                tracing::warn!("the stored tables are not in force yet");
+            }
+            agent.open_session(member);
+        }
+        Ok(agent)
+    }
+
+    /// What the node says of itself.
+    pub fn description(&self) -> NodeDescription {
+        self.node.description()
+    }
+
+    /// Makes the node a member of a cluster and opens its session.
+    pub async fn join(&self, membership: Membership) -> Result<()> {
+        if self.membership().is_some() {
+            return Err(Error::AlreadyMember);
+        }
+        self.node.fabric.set_node(membership.node.clone(), membership.data_path_address).await?;
+        self.node.store.put_membership(&membership).await?;
+        self.node.membership.send_replace(Some(membership.clone()));
+        self.node.tasks.reopen();
+        self.open_session(membership);
+        Ok(())
+    }
+
+    fn open_session(&self, membership: Membership) {
+        let ended = self.node.closing.child_token();
+        *lock(&self.session) = Some(ended.clone());
+        self.node.tracker.spawn(session::keep(self.node.clone(), membership, ended));
+    }
+
+    /// Kills and removes everything the cluster gave the node. What cannot be removed is left to the
+    /// next start, which finds that nobody claims it.
+    pub async fn leave(&self) -> Result<()> {
+        if let Some(session) = lock(&self.session).take() {
+            session.cancel();
+        }
+        let records = self.node.tasks.close().await;
+        self.node.store.leave().await?;
+        self.node.membership.send_replace(None);
+        let mut removals = JoinSet::new();
+        for record in records {
+            removals.spawn(remove(self.node.clone(), record));
+        }
+        removals.join_all().await;
+        self.clear_tables().await;
+        Ok(())
+    }
+
+    /// Takes all tables out of force.
+    async fn clear_tables(&self) {
+        self.node.tables.clear();
+        let mut in_force = self.node.tables.in_force();
+        let cleared = in_force.wait_for(|tables| tables.is_empty());
+        if tokio::time::timeout(CLEAR_BOUND, cleared).await.is_err() {
+            tracing::warn!("the cluster's networks are not removed yet");
+        }
+    }
+
+    /// The cluster the node belongs to.
+    pub fn membership(&self) -> Option<Membership> {
+        self.node.membership()
+    }
+
+    pub fn runtime(&self) -> &Runtime {
+        &self.node.runtime
+    }
+
+    /// Every container of this node, ended ones too.
+    pub async fn containers(&self) -> Result<Vec<ContainerView>> {
+        let containers = self.node.runtime.containers().await?;
+        Ok(containers.into_iter().map(|container| self.view(container)).collect())
+    }
+
+    /// By id, name (with or without Docker's slash) or unambiguous id prefix.
+    pub async fn find_container(&self, name: &str) -> Result<ContainerView> {
+        let containers = self.node.runtime.containers().await?;
+        let plain = name.strip_prefix('/').unwrap_or(name);
+        let exact = containers
+            .iter()
+            .find(|container| container.config.id.as_str() == plain || container.config.name == plain);
+        if let Some(container) = exact {
+            return Ok(self.view(container.clone()));
+        }
+        let mut matching =
+            containers.iter().filter(|container| container.config.id.as_str().starts_with(plain));
+        match (matching.next(), matching.next()) {
+            (Some(_), Some(_)) => Err(Error::AmbiguousContainer(name.to_owned())),
+            (Some(container), None) if !plain.is_empty() => Ok(self.view(container.clone())),
+            _ => Err(Error::NoSuchContainer(name.to_owned())),
+        }
+    }
+
+    fn view(&self, container: Container) -> ContainerView {
+        let Some(snapshot) = self.node.tasks.of_container(&container.config.id) else {
+            let task = crate::node::task_of(&container);
+            return ContainerView { container, task, networks: Vec::new(), health: None, healthcheck: None };
+        };
+        let Snapshot { record, health, healthcheck } = snapshot;
+        let tables = self.node.tables.in_force().borrow().clone();
+        // An ended container has no addresses any more.
+        let running = matches!(container.state, ContainerState::Running { .. });
+        let attachments = record.task.attachments.into_iter().filter(|_| running);
+        let networks = attachments.filter_map(|attachment| {
+            let table = tables.get(&attachment.network)?;
+            let gateway = sandbox::gateway(&attachment, table);
+            Some(ContainerNetwork { name: table.config.name.clone(), attachment, gateway })
+        });
+        ContainerView {
+            container,
+            task: Some(record.task.id),
+            networks: networks.collect(),
+            health,
+            healthcheck,
+        }
+    }
+
+    /// Stops a container; one of a task is first taken out of service everywhere. Returns when it has
+    /// ended.
+    pub async fn stop_container(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
+        let Some(snapshot) = self.node.tasks.of_container(id) else {
+            return self.stop_plain(id, timeout.unwrap_or(DEFAULT_STOP_TIMEOUT)).await;
+        };
+        let task = snapshot.record.task.id;
+        let Some(mut changes) = self.node.tasks.watch(&task) else { return Ok(()) };
+        self.node.tasks.order(&task, Order::Stop(StopCause::Requested { grace: timeout }));
+        let grace = timeout.unwrap_or(DEFAULT_STOP_TIMEOUT);
+        let ended = changes.wait_for(|shown| shown.record.progress.status.state.is_terminal());
+        // Either it ended, or its runner did: both are the end of it.
+        let _ = tokio::time::timeout(grace + STOP_MARGIN, ended).await;
+        Ok(())
+    }
+
+    async fn stop_plain(&self, id: &ContainerId, grace: Duration) -> Result<()> {
+        let container = self.node.runtime.container(id).await?;
+        if !matches!(container.state, ContainerState::Running { .. }) {
+            return Ok(());
+        }
+        self.node.runtime.kill(id, container.stop_signal).await?;
+        if tokio::time::timeout(grace, self.node.runtime.wait(id)).await.is_err() {
+            self.node.runtime.kill(id, 9).await?;
+            self.node.runtime.wait(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a signal, nothing else.
+    pub async fn kill_container(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        Ok(self.node.runtime.kill(id, signal).await?)
+    }
+
+    /// Every network table in force, against what kernel and resolver really hold.
+    pub async fn tables(&self) -> Result<Vec<TableReport>> {
+        verify::tables(&self.node).await
+    }
+
+    /// Ends the agent; containers go on running. When none runs, all that the node has in the
+    /// kernel goes too.
+    pub async fn shutdown(&self) {
+        if let Some(session) = lock(&self.session).take() {
+            session.cancel();
+        }
+        self.node.tasks.close().await;
+        let idle = match self.node.runtime.containers().await {
+            Ok(containers) => {
+                !containers.iter().any(|container| matches!(container.state, ContainerState::Running { .. }))
+            }
+            // Rather leave something behind than pull the network from under a container.
+            Err(_) => false,
+        };
+        self.node.closing.cancel();
+        self.node.tracker.close();
+        self.node.tracker.wait().await;
+        if idle {
+            self.clear_node().await;
+        }
+    }
+
+    /// Takes everything of this node out of the kernel. The stored tables stay: the next start
+    /// builds from them.
+    async fn clear_node(&self) {
+        let node = &self.node;
+        node.resolver.stop().await;
+        for network in node.tables.wanted() {
+            report("remove a network", node.fabric.remove_network(&network).await);
+        }
+        for sandbox in node.fabric.sandboxes().await.unwrap_or_default() {
+            report("remove a sandbox", node.fabric.remove_sandbox(&sandbox).await);
+        }
+        report("clear the node's network", node.fabric.clear_node().await);
+        report("remove the balancer", Balancer::remove(&balancer_config(&node.tag)));
+    }
+}
+
+fn report<E: std::fmt::Display>(what: &str, outcome: Result<(), E>) {
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "cannot {what}");
+    }
+}
+
+/// Removes a task's container and sandbox, the one whatever happens to the other.
+async fn remove(node: Arc<Node>, record: TaskRecord) {
+    let id: &TaskId = &record.task.id;
+    report("remove a task's container", node.runtime.remove(&record.container).await);
+    report("remove a task's sandbox", prepare::free_sandbox(&node, id).await);
+}
+
+/// Tells the balancer which addresses are the node's own, now and whenever they change.
+async fn follow_addresses(node: Arc<Node>) {
+    let cookie = match shoal_balancer::own_netns_cookie() {
+        Ok(cookie) => cookie,
+        Err(error) => {
+            tracing::warn!(%error, "published ports are not reachable from the node itself");
+            return;
+        }
+    };
+    let mut changes = node.fabric.address_changes();
+    loop {
+        let addresses = changes.borrow_and_update().clone();
+        report("tell the balancer the node's addresses", node.balancer.set_node(cookie, &addresses));
+        let changed = node.closing.run_until_cancelled(changes.changed()).await;
+        if !matches!(changed, Some(Ok(()))) {
+            return;
+        }
+    }
+}
+
+fn stored_sandboxes(node: &Node) -> std::collections::HashSet<String> {
+    node.tasks.snapshots().into_iter().map(|snapshot| snapshot.record.task.id.to_string()).collect()
+}
+
+/// Away with what a resolver of a former process serves and nobody wants any more.
+async fn prune_resolver(node: Arc<Node>, sandboxes: std::collections::HashSet<String>) {
+    let networks = node.tables.wanted();
+    let pruned = node.closing.run_until_cancelled(node.resolver.prune(&sandboxes, &networks)).await;
+    report("prune the resolver", pruned.unwrap_or(Ok(())));
+}

@@ -1,0 +1,227 @@
+//! `shoal doctor`: whether this machine can run a node, and what to do when it cannot.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use serde::Serialize;
+use shoal_runtime::Runtime;
+
+use crate::AgentConfig;
+use crate::node::runtime_config;
+
+/// Connect-time programs refuse connections with `bpf_set_retval`, which is as old as this.
+const KERNEL_MIN: (u32, u32) = (6, 1);
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    pub name: String,
+    pub ok: bool,
+    pub detail: String,
+    /// What to do about it; empty when all is well.
+    pub remedy: String,
+}
+
+/// What was found, or what is wrong and what helps.
+type Finding = Result<String, (String, String)>;
+
+/// Looks at everything a node needs. Changes nothing.
+pub async fn run(config: &AgentConfig) -> Vec<Check> {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+    vec![
+        check("privileges", privileges()),
+        check("kernel", kernel(&release.unwrap_or_default())),
+        check(
+            "cgroup2",
+            mounted(&mounts, "cgroup2", "mount cgroup2: mount -t cgroup2 none /sys/fs/cgroup/unified"),
+        ),
+        check("bpffs", bpffs(&mounts)),
+        check("vxlan", module("vxlan")),
+        check("bridge", module("bridge")),
+        check("veth", module("veth")),
+        check("nftables", nft().await),
+        check("containerd", containerd(config).await),
+        check("resolv.conf", resolv_conf(&config.resolv_conf)),
+        check("forwarding", forwarding(&firewall().await)),
+        check("data directory", directory(&config.data_dir)),
+    ]
+}
+
+fn check(name: &str, finding: Finding) -> Check {
+    let name = name.to_owned();
+    match finding {
+        Ok(detail) => Check { name, ok: true, detail, remedy: String::new() },
+        Err((detail, remedy)) => Check { name, ok: false, detail, remedy },
+    }
+}
+
+fn privileges() -> Finding {
+    if nix::unistd::geteuid().is_root() {
+        return Ok("root".to_owned());
+    }
+    Err(("not root".to_owned(), "run it with sudo".to_owned()))
+}
+
+fn kernel(release: &str) -> Finding {
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) >= KERNEL_MIN => Ok(release.to_owned()),
+        _ => Err((
+            format!("Linux {release}"),
+            format!("Linux {}.{} or newer is needed", KERNEL_MIN.0, KERNEL_MIN.1),
+        )),
+    }
+}
+
+fn mounted(mounts: &str, kind: &str, remedy: &str) -> Finding {
+    let mut fields = mounts.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    match fields.find(|fields| fields.get(2) == Some(&kind)) {
+        Some(fields) => Ok(format!("at {}", fields.get(1).unwrap_or(&""))),
+        None => Err((format!("no {kind} mount"), remedy.to_owned())),
+    }
+}
+
+/// The daemon mounts it itself; only the place must be there.
+fn bpffs(mounts: &str) -> Finding {
+    mounted(mounts, "bpf", "").or_else(|_| {
+        if Path::new("/sys/fs/bpf").is_dir() {
+            Ok("will be mounted at /sys/fs/bpf".to_owned())
+        } else {
+            Err(("no /sys/fs/bpf".to_owned(), "use a kernel with CONFIG_BPF_SYSCALL".to_owned()))
+        }
+    })
+}
+
+/// Loaded, built in, or there to be loaded when it is first needed.
+fn module(name: &str) -> Finding {
+    if Path::new("/sys/module").join(name).exists() {
+        return Ok("loaded".to_owned());
+    }
+    let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+    let dir = Path::new("/lib/modules").join(release.unwrap_or_default());
+    let listed = ["modules.builtin", "modules.dep"].iter().find(|list| {
+        let text = std::fs::read_to_string(dir.join(list)).unwrap_or_default();
+        text.lines().any(|line| line.contains(&format!("/{name}.ko")))
+    });
+    match listed {
+        Some(&"modules.builtin") => Ok("built in".to_owned()),
+        Some(_) => Ok("available".to_owned()),
+        // Kernels without module files have everything built in, or not at all: only use can tell.
+        None if !dir.exists() => Ok("unknown: this kernel comes without module files".to_owned()),
+        None => Err((format!("no module {name}"), format!("install the kernel's {name} module"))),
+    }
+}
+
+async fn output(program: &str, arguments: &[&str]) -> std::io::Result<std::process::Output> {
+    tokio::process::Command::new(program).args(arguments).stdin(Stdio::null()).output().await
+}
+
+async fn nft() -> Finding {
+    match output("nft", &["list", "tables"]).await {
+        Ok(output) if output.status.success() => Ok("nft works".to_owned()),
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err((text, "a kernel with nf_tables is needed".to_owned()))
+        }
+        Err(error) => Err((format!("nft: {error}"), "install the package nftables".to_owned())),
+    }
+}
+
+async fn containerd(config: &AgentConfig) -> Finding {
+    let remedy =
+        || format!("install and start containerd (1.6 or newer), socket {}", config.containerd.display());
+    let version = async { Runtime::connect(runtime_config(config)).await?.version().await };
+    match version.await {
+        Ok(versions) if versions.runc.is_empty() => {
+            Err((format!("containerd {}, but no runc", versions.containerd), "install runc".to_owned()))
+        }
+        Ok(versions) => Ok(format!("containerd {}, runc {}", versions.containerd, versions.runc)),
+        Err(error) => Err((error.to_string(), remedy())),
+    }
+}
+
+fn resolv_conf(path: &Path) -> Finding {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let servers = shoal_resolver::resolv_conf::ResolvConf::parse(&text).upstreams();
+            if servers.is_empty() {
+                return Err((
+                    format!("{} names no server", path.display()),
+                    "names of the outside will not resolve; use --resolv-conf".to_owned(),
+                ));
+            }
+            Ok(format!("{} servers in {}", servers.len(), path.display()))
+        }
+        Err(error) => Err((format!("{}: {error}", path.display()), "use --resolv-conf".to_owned())),
+    }
+}
+
+async fn firewall() -> String {
+    match output("nft", &["list", "chains"]).await {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(_) => String::new(),
+    }
+}
+
+/// A foreign chain that drops what is forwarded also drops what comes in through published ports.
+fn forwarding(chains: &str) -> Finding {
+    let mut table = "";
+    for line in chains.lines().map(str::trim) {
+        if line.starts_with("table ") {
+            table = line.trim_end_matches(" {");
+        }
+        let forward = line.contains("hook forward") && line.contains("policy drop");
+        if forward && !table.contains("shoal") && !table.starts_with("table bridge") {
+            return Err((
+                format!("{table} drops forwarded packets by default"),
+                "accept what goes to and comes from the links shoal-ing and shoal-gw there".to_owned(),
+            ));
+        }
+    }
+    Ok("no foreign chain drops by default".to_owned())
+}
+
+fn directory(path: &Path) -> Finding {
+    let existing = path.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let usable = nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK);
+    match usable {
+        Ok(()) => Ok(path.display().to_string()),
+        Err(error) => Err((format!("{}: {error}", existing.display()), "use --data-dir".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_compared_as_numbers() {
+        for good in ["6.1.0-18-amd64", "6.18.0", "10.0"] {
+            assert!(kernel(good).is_ok(), "{good}");
+        }
+        for bad in ["5.15.0", "6.0.9", "rubbish", ""] {
+            assert!(kernel(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_dropping_firewall_is_named_and_ours_is_not() {
+        let chains = |table: &str, policy: &str| {
+            format!(
+                "table {table} {{\n\tchain forward {{\n\t\ttype filter hook forward priority filter; policy {policy};\n\t}}\n}}\n"
+            )
+        };
+        assert!(forwarding(&chains("inet filter", "drop")).unwrap_err().0.contains("inet filter"));
+        assert!(forwarding(&chains("inet filter", "accept")).is_ok());
+        assert!(forwarding(&chains("inet shoal-0a1b2c3d", "drop")).is_ok());
+        assert!(forwarding("").is_ok());
+    }
+
+    #[test]
+    fn mounts_are_found_by_kind() {
+        let mounts = "none /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(mounted(mounts, "cgroup2", "").unwrap(), "at /sys/fs/cgroup/unified");
+        assert!(mounted(mounts, "bpf", "mount it").is_err());
+    }
+}

@@ -1,0 +1,423 @@
+//! Runs one task: does what [`task::next`] says, looks at what came of it, and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use shoal_model::{ContainerId, EndpointId, Healthcheck, Task, TaskId, TaskState};
+use shoal_runtime::{ContainerState, Exit};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::health::{self, Health, HealthStatus};
+use crate::node::Node;
+use crate::prepare;
+use crate::store::TaskRecord;
+use crate::tables::{InForce, Mark};
+use crate::task::{self, Action, Container, Observed, Progress, StopCause};
+
+/// Before something that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// SIGKILL takes effect within this time, or the kernel holds the process.
+const KILL_BOUND: Duration = Duration::from_secs(10);
+const SIGKILL: i32 = 9;
+
+/// What a runner is told.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Assign(Box<Task>),
+    Unassign,
+    Stop(StopCause),
+}
+
+/// What others see of a task.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub record: TaskRecord,
+    pub health: Option<Health>,
+    pub healthcheck: Option<Healthcheck>,
+}
+
+pub(crate) struct Runner {
+    node: Arc<Node>,
+    record: TaskRecord,
+    seen: Observed,
+    orders: mpsc::UnboundedReceiver<Order>,
+    tables: watch::Receiver<InForce>,
+    shown: Arc<watch::Sender<Snapshot>>,
+    /// Its resolver, virtual addresses and registration are this agent's own work, not a former one's.
+    attached: bool,
+    exit: Option<JoinHandle<Exit>>,
+    check: Option<Healthcheck>,
+    health: watch::Sender<Health>,
+    monitor: Option<JoinHandle<()>>,
+    /// The status others were last told of.
+    stored: Option<Progress>,
+}
+
+impl Runner {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        record: TaskRecord,
+        seen: Observed,
+        orders: mpsc::UnboundedReceiver<Order>,
+        shown: Arc<watch::Sender<Snapshot>>,
+    ) -> Self {
+        let tables = node.tables.in_force();
+        Self {
+            node,
+            record,
+            seen,
+            orders,
+            tables,
+            shown,
+            attached: false,
+            exit: None,
+            check: None,
+            health: watch::Sender::default(),
+            monitor: None,
+            stored: None,
+        }
+    }
+
+    /// Until the task is forgotten, or the agent closes.
+    pub(crate) async fn run(mut self) {
+        let closing = self.node.closing.clone();
+        loop {
+            if closing.run_until_cancelled(self.look()).await.is_none() {
+                return;
+            }
+            let action = task::next(&self.record, &self.seen, Timestamp::now());
+            if action == Action::Forget {
+                return self.forget().await;
+            }
+            if closing.run_until_cancelled(self.perform(action)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Brings what is seen up to date, and tells everybody who must know.
+    async fn look(&mut self) {
+        while let Ok(order) = self.orders.try_recv() {
+            self.obey(order);
+        }
+        self.seen.networks_ready =
+            crate::sandbox::networks_ready(&self.record.task, &self.tables.borrow_and_update());
+        if let Container::Running { .. } = self.seen.container {
+            if !self.attached && self.seen.networks_ready {
+                self.attach().await;
+            }
+            self.watch();
+        }
+        self.seen.health = self.check.is_some().then(|| self.health.borrow().status);
+        self.tell().await;
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Assign(task) => {
+                self.record.task = *task;
+                self.record.assigned = true;
+            }
+            Order::Unassign => self.record.assigned = false,
+            Order::Stop(cause) => self.seen.stop_request = Some(cause),
+        }
+        // Written with the next change of status at the latest: a manager repeats what it wants.
+        self.stored = None;
+    }
+
+    /// Marks in the tables, the record on disk, the snapshot.
+    async fn tell(&mut self) {
+        let withdrawn = task::is_withdrawn(&self.record, &self.seen);
+        let dead = task::is_dead(&self.record, &self.seen);
+        let mark = (withdrawn || dead).then_some(Mark { dead, orphan: false });
+        self.node.tables.mark(EndpointId::from(&self.record.task.id), mark);
+        if self.stored.as_ref() != Some(&self.record.progress) {
+            if let Err(error) = self.node.store.put_task(&self.record).await {
+                tracing::warn!(task = %self.record.task.id, %error, "cannot store the task's status");
+            }
+            self.stored = Some(self.record.progress.clone());
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let health = self.check.is_some().then(|| self.health.borrow().clone());
+        let next = Snapshot { record: self.record.clone(), health, healthcheck: self.check.clone() };
+        let mut news = false;
+        self.shown.send_modify(|shown| {
+            news = shown.record.progress.status != next.record.progress.status;
+            *shown = next;
+        });
+        if news {
+            self.node.tasks.report(&self.record.task.id);
+        }
+    }
+
+    async fn perform(&mut self, action: Action) {
+        match action {
+            Action::Report(status) => self.record.progress.status = status,
+            Action::Drain(stop, status) => {
+                tracing::info!(task = %self.record.task.id, cause = ?stop.cause, "taking the task out of service");
+                self.record.progress.stop = Some(stop);
+                self.record.progress.status = status;
+            }
+            Action::Prepare => self.prepare().await,
+            Action::Start => self.start().await,
+            Action::Stop { connections, grace } => self.stop(connections, grace).await,
+            Action::FreeSandbox => self.free_sandbox().await,
+            Action::RemoveContainer => self.remove_container().await,
+            Action::Forget => {}
+            Action::Wait(until) => self.wait(until).await,
+        }
+    }
+
+    /// Until something changes that `look` sees.
+    async fn wait(&mut self, until: Option<Timestamp>) {
+        let left =
+            until.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
+        let running = matches!(self.seen.container, Container::Running { .. });
+        let unfinished = running && !self.attached && self.seen.networks_ready;
+        let left = left.into_iter().chain(unfinished.then_some(RETRY)).min();
+        let timer = async {
+            match left {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut health = self.health.subscribe();
+        health.borrow_and_update();
+        if self.check.is_some() && self.seen.health != Some(health.borrow().status) {
+            return;
+        }
+        tokio::select! {
+            order = self.orders.recv() => match order {
+                Some(order) => self.obey(order),
+                None => std::future::pending().await,
+            },
+            exit = exited(&mut self.exit) => self.take_exit(exit),
+            _ = health.changed() => {}
+            _ = self.tables.changed() => {}
+            () = timer => {}
+        }
+    }
+
+    // === making and starting ===
+
+    async fn prepare(&mut self) {
+        // From here on there may be a sandbox, whatever comes of it.
+        self.seen.sandbox = !crate::sandbox::uses_host(&self.record.task);
+        match prepare::container(&self.node, &self.record).await {
+            Ok(check) => {
+                self.seen.container = Container::Created;
+                self.seen.sandbox = true;
+                self.attached = true;
+                self.check = check;
+            }
+            Err(error) => self.fail(error.to_string()),
+        }
+    }
+
+    async fn attach(&mut self) {
+        match prepare::adopt(&self.node, &self.record).await {
+            Ok(check) => {
+                self.attached = true;
+                self.seen.sandbox = !crate::sandbox::uses_host(&self.record.task);
+                self.check = check;
+                if self.record.progress.status.state == TaskState::Running {
+                    // It was healthy when the former process left it.
+                    self.health.send_modify(|health| health.status = HealthStatus::Healthy);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(task = %self.record.task.id, %error, "cannot take over a running task yet");
+            }
+        }
+    }
+
+    async fn start(&mut self) {
+        match self.node.runtime.start(&self.record.container).await {
+            Ok(pid) => self.seen.container = Container::Running { pid },
+            Err(error) => {
+                // It may have been started all the same, and its end is then to be seen.
+                self.observe_container().await;
+                if !matches!(self.seen.container, Container::Running { .. }) {
+                    self.fail(format!("starting container failed: {error}"));
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, error: String) {
+        tracing::info!(task = %self.record.task.id, error, "task failed");
+        self.record.progress.status = task::failed(&self.record, error, Timestamp::now());
+    }
+
+    // === running ===
+
+    /// Waits for the container's end and probes its health, from now on.
+    fn watch(&mut self) {
+        if self.exit.is_none() {
+            let ending = end(self.node.clone(), self.record.container.clone());
+            self.exit = Some(tokio::spawn(ending));
+        }
+        if let (Some(check), None) = (&self.check, &self.monitor) {
+            let probing = probe(self.node.clone(), self.record.clone(), check.clone(), self.health.clone());
+            self.monitor = Some(tokio::spawn(probing));
+        }
+    }
+
+    fn take_exit(&mut self, exit: Exit) {
+        self.exit = None;
+        if let Some(monitor) = self.monitor.take() {
+            monitor.abort();
+        }
+        self.seen.container = Container::Exited { code: exit.code };
+    }
+
+    /// Looks at the container itself.
+    async fn observe_container(&mut self) {
+        match self.node.runtime.container(&self.record.container).await {
+            Ok(container) => self.seen.container = seen(&container.state),
+            Err(shoal_runtime::Error::NoSuchContainer(_)) => self.seen.container = Container::Absent,
+            Err(error) => {
+                tracing::warn!(container = %self.record.container, %error, "cannot look at the container");
+            }
+        }
+    }
+
+    // === stopping ===
+
+    async fn stop(&mut self, connections: Duration, grace: Duration) {
+        if let Container::Running { pid } = self.seen.container {
+            let drained = crate::connections::drained(pid, connections);
+            tokio::select! {
+                () = drained => {}
+                exit = exited(&mut self.exit) => return self.take_exit(exit),
+            }
+        }
+        let signal = match self.node.runtime.container(&self.record.container).await {
+            Ok(container) => container.stop_signal,
+            Err(_) => 15,
+        };
+        for (signal, bound) in [(signal, grace), (SIGKILL, KILL_BOUND)] {
+            if let Err(error) = self.node.runtime.kill(&self.record.container, signal).await {
+                tracing::debug!(container = %self.record.container, %error, "cannot signal the container");
+            }
+            self.watch();
+            tokio::select! {
+                exit = exited(&mut self.exit) => return self.take_exit(exit),
+                () = tokio::time::sleep(bound) => {}
+            }
+        }
+        tracing::warn!(container = %self.record.container, "the container does not end");
+        self.observe_container().await;
+        tokio::time::sleep(RETRY).await;
+    }
+
+    async fn free_sandbox(&mut self) {
+        match prepare::free_sandbox(&self.node, &self.record.task.id).await {
+            Ok(()) => {
+                self.seen.sandbox = false;
+                self.attached = false;
+            }
+            Err(error) => {
+                tracing::warn!(task = %self.record.task.id, %error, "cannot remove the sandbox yet");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    async fn remove_container(&mut self) {
+        match self.node.runtime.remove(&self.record.container).await {
+            Ok(()) => self.seen.container = Container::Absent,
+            Err(error) => {
+                tracing::warn!(container = %self.record.container, %error, "cannot remove the container yet");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    async fn forget(self) {
+        let id: &TaskId = &self.record.task.id;
+        if let Err(error) = self.node.store.remove_task(id).await {
+            tracing::warn!(task = %id, %error, "cannot forget the task on disk");
+        }
+        self.node.tables.mark(EndpointId::from(id), Some(Mark { dead: true, orphan: true }));
+        self.node.tasks.forget(id);
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        if let Some(exit) = &self.exit {
+            exit.abort();
+        }
+        if let Some(monitor) = &self.monitor {
+            monitor.abort();
+        }
+    }
+}
+
+/// What the runtime's word for a container's state means here.
+pub(crate) fn seen(state: &ContainerState) -> Container {
+    match state {
+        ContainerState::Created => Container::Created,
+        ContainerState::Running { pid, .. } => Container::Running { pid: *pid },
+        ContainerState::Exited { exit, .. } => Container::Exited { code: exit.code },
+    }
+}
+
+async fn exited(exit: &mut Option<JoinHandle<Exit>>) -> Exit {
+    match exit {
+        Some(handle) => match handle.await {
+            Ok(exit) => exit,
+            // Aborted only together with its runner.
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// How the container ends, however often the runtime has to be asked.
+async fn end(node: Arc<Node>, id: ContainerId) -> Exit {
+    loop {
+        match node.runtime.wait(&id).await {
+            Ok(exit) => return exit,
+            // Somebody else removed it.
+            Err(shoal_runtime::Error::NoSuchContainer(_)) => {
+                return Exit { code: 255, at: Timestamp::now(), oom: false };
+            }
+            Err(error) => {
+                tracing::warn!(container = %id, %error, "cannot wait for the container, trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Probes a running container until aborted.
+async fn probe(node: Arc<Node>, record: TaskRecord, check: Healthcheck, health: watch::Sender<Health>) {
+    let Some(argv) = health::command(&check) else { return };
+    let id = &record.container;
+    let started = match node.runtime.container(id).await.map(|container| container.state) {
+        Ok(ContainerState::Running { started, .. }) => started,
+        _ => Timestamp::now(),
+    };
+    let age = || Timestamp::now().duration_since(started).try_into().unwrap_or(Duration::ZERO);
+    loop {
+        let pause = health::wait(&check, &health.borrow(), age());
+        tokio::time::sleep(pause).await;
+        let begun = age();
+        let result = match node.runtime.probe(id, argv.clone(), check.timeout).await {
+            Ok(result) => result,
+            Err(error) => {
+                // Neither well nor ill: the runtime could not be asked, or the container is gone.
+                tracing::debug!(container = %id, %error, "cannot probe the container");
+                continue;
+            }
+        };
+        health.send_modify(|health| health::observe(&check, health, begun, result));
+    }
+}

@@ -1,0 +1,252 @@
+//! What a task's sandbox looks like, as pure functions of the task and the tables in force.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use shoal_model::{Attachment, ContainerId, Labels, NetworkId, NetworkTable, NodeId, Task};
+use shoal_network::{SandboxAttachment, SandboxConfig};
+use shoal_resolver::feed::SandboxView;
+use shoal_resolver::resolv_conf::ContainerFile;
+
+type Networks = BTreeMap<NetworkId, Arc<NetworkTable>>;
+
+/// The task runs in the node's own network namespace: it names networks, none of which gives it an
+/// address.
+pub(crate) fn uses_host(task: &Task) -> bool {
+    task.attachments.is_empty() && !task.spec.networks.is_empty()
+}
+
+/// Every network the task is on is in force.
+pub(crate) fn networks_ready(task: &Task, tables: &Networks) -> bool {
+    task.attachments.iter().all(|attachment| tables.contains_key(&attachment.network))
+}
+
+/// The networks on which the task looks up names: all but the ingress network.
+fn named<'a>(
+    task: &'a Task,
+    tables: &'a Networks,
+) -> impl Iterator<Item = (&'a Attachment, &'a NetworkTable)> {
+    let known = |attachment: &'a Attachment| Some((attachment, &**tables.get(&attachment.network)?));
+    task.attachments.iter().filter_map(known).filter(|(_, table)| !table.config.ingress)
+}
+
+/// The namespace to build.
+pub(crate) fn config(task: &Task, tables: &Networks) -> SandboxConfig {
+    let is_ingress = |network| tables.get(network).is_some_and(|table| table.config.ingress);
+    let attachments = task.attachments.iter().map(|attachment| SandboxAttachment {
+        network: attachment.network.clone(),
+        ingress: is_ingress(&attachment.network),
+        address: attachment.address,
+        address_v6: attachment.address_v6,
+        mac: attachment.mac,
+    });
+    SandboxConfig {
+        id: task.id.to_string(),
+        attachments: attachments.collect(),
+        egress: !is_internal(task, tables),
+        sysctls: task.spec.container.sysctls.clone(),
+    }
+}
+
+/// No network of the task leads out of the cluster.
+fn is_internal(task: &Task, tables: &Networks) -> bool {
+    let mut all = task.attachments.iter().filter_map(|attachment| tables.get(&attachment.network)).peekable();
+    all.peek().is_some() && all.all(|table| table.config.internal)
+}
+
+/// What the resolver is told.
+pub(crate) fn view(task: &Task, tables: &Networks, netns: &Path, file: &ContainerFile) -> SandboxView {
+    SandboxView {
+        id: task.id.to_string(),
+        netns: netns.to_owned(),
+        networks: named(task, tables).map(|(attachment, _)| attachment.network.clone()).collect(),
+        upstreams: file.upstreams.clone(),
+        ndots_set: file.ndots_set,
+        internal: is_internal(task, tables),
+    }
+}
+
+/// The networks whose virtual addresses the task may use, by their number in the kernel's maps.
+pub(crate) fn vnis(task: &Task, tables: &Networks) -> Vec<u32> {
+    named(task, tables).map(|(_, table)| table.config.vni).collect()
+}
+
+/// The host name inside the container.
+pub(crate) fn hostname(task: &Task, container: &ContainerId) -> String {
+    let own = &task.spec.container.hostname;
+    if own.is_empty() { container.short().to_owned() } else { own.clone() }
+}
+
+/// `/etc/hosts` as Docker writes it: localhost, what the user adds, the container itself. `gateway` is
+/// the address of the gateway link, for a container that has no other.
+pub(crate) fn hosts(task: &Task, hostname: &str, gateway: Option<IpAddr>) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n\
+        ::1\tlocalhost ip6-localhost ip6-loopback\n\
+        fe00::0\tip6-localnet\n\
+        ff00::0\tip6-mcastprefix\n\
+        ff02::1\tip6-allnodes\n\
+        ff02::2\tip6-allrouters\n"
+        .to_owned();
+    for line in &task.spec.container.hosts {
+        text += &line.split_whitespace().collect::<Vec<_>>().join("\t");
+        text.push('\n');
+    }
+    let short = hostname.split('.').next().unwrap_or(hostname);
+    let names = if short == hostname { hostname.to_owned() } else { format!("{hostname} {short}") };
+    let attached = task.attachments.iter().flat_map(|at| [Some(at.address), at.address_v6]).flatten();
+    let mut addresses: Vec<IpAddr> = attached.map(|address| address.addr()).collect();
+    if addresses.is_empty() {
+        addresses.extend(gateway);
+    }
+    for address in addresses {
+        text += &format!("{address}\t{names}\n");
+    }
+    text
+}
+
+/// The labels Docker's swarm puts on a task's container (`executor/container/container.go`).
+pub(crate) fn labels(task: &Task, node: Option<&NodeId>) -> Labels {
+    let mut labels = task.spec.container.labels.clone();
+    let mut set = |key: &str, value: &str| labels.insert(key.to_owned(), value.to_owned());
+    set("com.docker.swarm.task", "");
+    set(TASK_LABEL, task.id.as_str());
+    set("com.docker.swarm.task.name", &task.name());
+    set("com.docker.swarm.service.id", task.service.as_str());
+    set("com.docker.swarm.service.name", &task.service_name);
+    if let Some(node) = task.node.as_ref().or(node) {
+        set("com.docker.swarm.node.id", node.as_str());
+    }
+    labels
+}
+
+/// The label by which a container is known to be a task's.
+pub(crate) const TASK_LABEL: &str = "com.docker.swarm.task.id";
+
+/// The gateway of an attachment's subnet, if its table has one.
+pub(crate) fn gateway(attachment: &Attachment, table: &NetworkTable) -> Option<IpAddr> {
+    let address = attachment.address.addr();
+    table.config.pools.iter().find(|pool| pool.subnet.contains(&address))?.gateway
+}
+
+/// Docker's placeholders in a service's environment, host name and mounts
+/// (`swarmkit/template/context.go`), filled in. Unknown ones stay as they are.
+pub(crate) fn expand(text: &str, task: &Task, node: &NodeId, node_name: &str) -> String {
+    let slot = task.slot.to_string();
+    let name = task.name();
+    let values: [(&str, &str); 7] = [
+        (".Service.ID", task.service.as_str()),
+        (".Service.Name", &task.service_name),
+        (".Node.ID", node.as_str()),
+        (".Node.Hostname", node_name),
+        (".Task.ID", task.id.as_str()),
+        (".Task.Name", &name),
+        (".Task.Slot", &slot),
+    ];
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        expanded += before;
+        let Some((key, tail)) = after.split_once("}}") else {
+            expanded += "{{";
+            rest = after;
+            continue;
+        };
+        match values.iter().find(|(known, _)| *known == key.trim()) {
+            Some((_, value)) => expanded += value,
+            None => expanded += &format!("{{{{{key}}}}}"),
+        }
+        rest = tail;
+    }
+    expanded + rest
+}
+
+/// The task with every placeholder filled in.
+pub(crate) fn expanded(task: &Task, node: &NodeId, node_name: &str) -> Task {
+    let mut expanded = task.clone();
+    let fill = |text: &mut String| *text = expand(text, task, node, node_name);
+    let container = &mut expanded.spec.container;
+    fill(&mut container.hostname);
+    container.env.iter_mut().for_each(fill);
+    for mount in &mut container.mounts {
+        fill(&mut mount.target);
+        if let shoal_model::MountKind::Bind { source } = &mut mount.kind {
+            fill(source);
+        }
+    }
+    expanded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use shoal_model::NetworkTarget;
+
+    fn tables(tables: &[NetworkTable]) -> Networks {
+        tables.iter().map(|table| (table.network.clone(), Arc::new(table.clone()))).collect()
+    }
+
+    fn on(networks: &[(&str, &str)]) -> Task {
+        let mut task = testing::task("t1");
+        task.attachments =
+            networks.iter().map(|(network, address)| testing::attachment(network, address)).collect();
+        task
+    }
+
+    #[test]
+    fn a_published_task_looks_names_up_on_its_own_networks_only() {
+        let mut ingress = testing::table("ing", 1);
+        ingress.config.ingress = true;
+        ingress.config.vni = 4096;
+        let known = tables(&[testing::table("n1", 1), ingress]);
+        let task = on(&[("n1", "10.0.1.5/24"), ("ing", "10.0.0.9/24")]);
+        let file = ContainerFile { text: String::new(), upstreams: Vec::new(), ndots_set: false };
+        let view = view(&task, &known, Path::new("/run/x"), &file);
+        assert_eq!(view.networks, [NetworkId::new("n1")]);
+        assert_eq!(vnis(&task, &known), [4097]);
+        let config = config(&task, &known);
+        assert_eq!(config.attachments.iter().map(|at| at.ingress).collect::<Vec<_>>(), [false, true]);
+        assert!(config.egress && !view.internal);
+        assert!(networks_ready(&task, &known));
+        assert!(!networks_ready(&task, &tables(&[testing::table("n1", 1)])));
+    }
+
+    #[test]
+    fn only_internal_networks_lead_nowhere() {
+        let mut inside = testing::table("in", 1);
+        inside.config.internal = true;
+        let known = tables(&[testing::table("n1", 1), inside]);
+        assert!(!config(&on(&[("in", "10.0.2.5/24")]), &known).egress);
+        assert!(config(&on(&[("in", "10.0.2.5/24"), ("n1", "10.0.1.5/24")]), &known).egress);
+        assert!(config(&on(&[]), &known).egress, "without any network there is the gateway link");
+    }
+
+    #[test]
+    fn the_host_network_is_a_network_without_an_address() {
+        let mut task = on(&[]);
+        assert!(!uses_host(&task));
+        task.spec.networks = vec![NetworkTarget { network: NetworkId::new("host"), aliases: Vec::new() }];
+        assert!(uses_host(&task));
+    }
+
+    #[test]
+    fn hosts_names_the_container_itself_last() {
+        let mut task = on(&[("n1", "10.0.1.5/24")]);
+        task.spec.container.hosts = vec!["1.2.3.4 db  backup".to_owned()];
+        let text = hosts(&task, "box.example.org", None);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "127.0.0.1\tlocalhost");
+        assert_eq!(lines[6..], ["1.2.3.4\tdb\tbackup", "10.0.1.5\tbox.example.org box"]);
+    }
+
+    #[test]
+    fn placeholders_are_filled_in_and_strangers_left_alone() {
+        let task = testing::task("t1");
+        let filled = |text| expand(text, &task, &NodeId::new("n"), "host1");
+        assert_eq!(filled("{{.Service.Name}}-{{ .Task.Slot }}@{{.Node.Hostname}}"), "web-1@host1");
+        assert_eq!(filled("{{.Nobody}} {{ {{.Task.ID}}"), "{{.Nobody}} {{ {{.Task.ID}}");
+        assert_eq!(filled("plain"), "plain");
+    }
+}
