@@ -4,10 +4,8 @@
  *
  * The network is the filter's class id (TCA_BPF_CLASSID), which the kernel puts into tc_classid before it
  * runs the program: one loaded program serves every interface. Echoes in fragments are not answered. */
-#include "services.h"
+#include "bypass.h"
 
-#define TC_ACT_OK 0
-#define ETH_IP be16(0x0800)
 #define ETH_ARP be16(0x0806)
 #define ETH_IP6 be16(0x86dd)
 #define ICMP 1
@@ -24,13 +22,6 @@
 #define SOURCE_LINK 1
 #define TARGET_LINK 2
 
-/* The kernel's own headers for these drag in libc's, which do not compile for BPF. */
-struct ethernet {
-	__u8 to[6];
-	__u8 from[6];
-	__u16 type;
-} __attribute__((packed));
-
 struct arp { /* RFC 826, Ethernet and IPv4 */
 	__u16 hardware, protocol;
 	__u8 hardware_len, protocol_len;
@@ -40,14 +31,6 @@ struct arp { /* RFC 826, Ethernet and IPv4 */
 	__u8 target[6];
 	__u32 target_ip;
 } __attribute__((packed));
-
-struct ip { /* RFC 791 */
-	__u8 version_words, tos;
-	__u16 len, id, fragment;
-	__u8 ttl, protocol;
-	__u16 checksum;
-	__u32 from, to;
-};
 
 struct icmp { /* RFC 792, RFC 4443 */
 	__u8 type, code;
@@ -74,13 +57,6 @@ INLINE void copy_mac(__u8 *to, const __u8 *from)
 {
 	for (int i = 0; i < 6; i++)
 		to[i] = from[i];
-}
-
-INLINE void vip_mac(__u8 *to)
-{
-	to[0] = 0x02;
-	to[1] = 0x42;
-	to[2] = to[3] = to[4] = to[5] = 0xfe;
 }
 
 INLINE int is_vip(struct __sk_buff *skb, const struct address *address)
@@ -139,8 +115,7 @@ INLINE int answer_echo(struct __sk_buff *skb, struct ethernet *eth, void *end)
 	struct icmp *icmp = (void *)(ip + 1);
 	__u32 vip;
 
-	if ((void *)(icmp + 1) > end || ip->version_words != 0x45 || ip->protocol != ICMP ||
-	    (ip->fragment & be16(0x3fff)) || icmp->type != ECHO_REQUEST)
+	if ((void *)(icmp + 1) > end || icmp->type != ECHO_REQUEST)
 		return TC_ACT_OK;
 	vip = ip->to;
 	if (!is_vip4(skb, vip))
@@ -213,12 +188,42 @@ INLINE int answer_ip6(struct __sk_buff *skb, struct ethernet *eth, void *end)
 	return TC_ACT_OK;
 }
 
+INLINE int towards_vip(struct __sk_buff *skb, struct ethernet *eth, void *end)
+{
+	struct ip *ip = (void *)(eth + 1);
+
+	if ((void *)(ip + 1) > end || ip->version_words != 0x45 || (ip->fragment & be16(0x3fff)))
+		return TC_ACT_OK;
+	if (ip->protocol == ICMP)
+		return answer_echo(skb, eth, end);
+	return bypass(skb, ip, end);
+}
+
+/* Ordinary traffic is to leave after a look at its head: pulling data makes the frame ours to write, and so
+ * costs a copy where TCP still holds it. */
+INLINE int concerns(struct __sk_buff *skb)
+{
+	struct ethernet *eth = (void *)(long)skb->data;
+	struct ip6 *ip6 = (void *)(eth + 1);
+	void *end = (void *)(long)skb->data_end;
+
+	if ((void *)(eth + 1) > end)
+		return 0;
+	if (eth->type == ETH_IP)
+		return is_vip_mac(eth->to);
+	if (eth->type == ETH_IP6)
+		return (void *)(ip6 + 1) > end || ip6->next == ICMP6;
+	return eth->type == ETH_ARP;
+}
+
 SEC("classifier/answer") int shoal_answer(struct __sk_buff *skb)
 {
 	__u32 head = sizeof(struct ethernet) + sizeof(struct ip6) + sizeof(struct discovery);
 	struct ethernet *eth;
 	void *end;
 
+	if (!concerns(skb))
+		return TC_ACT_OK;
 	/* Headers may lie outside the linear part; what is shorter is pulled as far as it goes. */
 	bpf_skb_pull_data(skb, skb->len < head ? skb->len : head);
 	eth = (void *)(long)skb->data;
@@ -228,10 +233,10 @@ SEC("classifier/answer") int shoal_answer(struct __sk_buff *skb)
 	if (eth->type == ETH_ARP)
 		return answer_arp(skb, eth, end);
 	if (eth->type == ETH_IP)
-		return answer_echo(skb, eth, end);
-	if (eth->type == ETH_IP6)
-		return answer_ip6(skb, eth, end);
-	return TC_ACT_OK;
+		return towards_vip(skb, eth, end);
+	return answer_ip6(skb, eth, end);
 }
+
+SEC("classifier/back") int shoal_back(struct __sk_buff *skb) { return bypass_back(skb); }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -8,17 +8,12 @@
 #include "services.h"
 
 #define NETWORKS_MAX 16
-#define ATTEMPTS 4
-#define TCP 6
-#define UDP 17
 #define MPTCP 262
 #define SOCK_STREAM 1
 #define ECONNREFUSED 111
 
 #define RESOLVER be32(0x7f00000b) /* 127.0.0.11 */
 #define DOMAIN be16(53)
-
-enum verdict { PASS, TRANSLATED, REFUSED };
 
 struct sandbox {
 	__u32 count;
@@ -51,33 +46,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct sandbox);
 } sandboxes SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct port_key);
-	__type(value, struct set);
-} ports SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 262144);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct slot_key);
-	__type(value, struct target);
-} slots SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 262144);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct live_key);
-	__type(value, __u8);
-} live SEC(".maps");
 
 /* Entry 0: the cookie of the node's own namespace, or 0. */
 struct {
@@ -135,15 +103,6 @@ struct {
 	__type(value, struct peer);
 } peers SEC(".maps");
 
-/* What is looked for; kept so that it can be looked up again. */
-struct question {
-	__u64 cookie;
-	__u8 is_port;
-	__u8 protocol;
-	struct service_key service;
-	struct port_key port;
-};
-
 INLINE __u8 protocol_of(struct bpf_sock_addr *ctx)
 {
 	if (ctx->protocol == UDP)
@@ -174,13 +133,6 @@ INLINE int is_local(__u64 cookie, const struct address *a)
 	return bpf_map_lookup_elem(&locals, &key) != NULL;
 }
 
-INLINE struct set *find(struct question *q)
-{
-	if (q->is_port)
-		return bpf_map_lookup_elem(&ports, &q->port);
-	return bpf_map_lookup_elem(&services, &q->service);
-}
-
 /* Does the namespace know this destination? Then the question is filled in. */
 INLINE int resolve(struct question *q, const struct sandbox *sandbox, const struct target *dst)
 {
@@ -202,53 +154,6 @@ INLINE int resolve(struct question *q, const struct sandbox *sandbox, const stru
 	q->port.port = dst->port;
 	q->port.protocol = q->protocol;
 	return find(q) && is_local(q->cookie, &dst->address);
-}
-
-/* The backend that this socket has had for this destination, if it is still one. */
-INLINE int remembered(__u64 number, const struct flow_key *flow, struct target *chosen)
-{
-	struct target *before = bpf_map_lookup_elem(&affinity, flow);
-	struct live_key key = { .set = number };
-
-	if (!before)
-		return 0;
-	key.target = *before;
-	if (!bpf_map_lookup_elem(&live, &key))
-		return 0;
-	*chosen = key.target;
-	return 1;
-}
-
-/* Elements of a hash map are reused as soon as they are deleted, also under a reader's hands. So what
- * was read counts only if, after reading, the entry still names the set that it was read for. */
-INLINE enum verdict choose(struct question *q, const struct flow_key *flow, struct target *chosen)
-{
-	for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
-		struct slot_key key = {};
-		struct target *slot;
-		enum verdict verdict = REFUSED;
-		struct set *set = find(q);
-		__u32 count;
-
-		if (!set)
-			return PASS;
-		key.set = set->number;
-		count = set->count;
-		if (count) {
-			verdict = TRANSLATED;
-			if (!flow || !remembered(key.set, flow, chosen)) {
-				key.slot = bpf_get_prandom_u32() % count;
-				slot = bpf_map_lookup_elem(&slots, &key);
-				if (!slot)
-					continue;
-				*chosen = *slot;
-			}
-		}
-		set = find(q);
-		if (set && set->number == key.set)
-			return verdict;
-	}
-	return REFUSED;
 }
 
 /* For unconnected UDP: remember the choice and the way back. Written only when new, so that a stream of
@@ -292,7 +197,7 @@ INLINE enum verdict translate(struct bpf_sock_addr *ctx, struct target *dst, int
 {
 	struct question q = { .protocol = protocol_of(ctx) };
 	struct flow_key flow = {};
-	struct target slot = {}, chosen;
+	struct target slot = {}, before, *kept = NULL, chosen;
 	struct sandbox *sandbox;
 	enum verdict verdict;
 	int by_flow = !connecting;
@@ -316,8 +221,11 @@ INLINE enum verdict translate(struct bpf_sock_addr *ctx, struct target *dst, int
 	if (by_flow) {
 		flow.socket = bpf_get_socket_cookie(ctx);
 		flow.other = *dst;
+		kept = bpf_map_lookup_elem(&affinity, &flow);
+		if (kept)
+			before = *kept;
 	}
-	verdict = choose(&q, by_flow ? &flow : NULL, &slot);
+	verdict = choose(&q, kept ? &before : NULL, &slot);
 	if (verdict != TRANSLATED)
 		return connecting ? forget_peer(ctx, verdict) : verdict;
 	chosen = slot;

@@ -12,6 +12,9 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NULL ((void *)0)
 
+/* Keeps clang from reckoning with a pointer before the check for NULL, which the verifier refuses. */
+#define AFTER_CHECK(pointer) asm volatile("" : "+r"(pointer))
+
 /* Map definitions as BTF: a number is the length of an array type, a type is what a pointer points to. */
 #define __uint(name, value) int(*name)[value]
 #define __type(name, value) typeof(value) *name
@@ -32,6 +35,15 @@ static long (*bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)BPF
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)BPF_FUNC_redirect;
 static __s64 (*bpf_csum_diff)(__be32 *from, __u32 from_size, __be32 *to, __u32 to_size,
 			      __wsum seed) = (void *)BPF_FUNC_csum_diff;
+
+static long (*bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 len,
+				   __u64 flags) = (void *)BPF_FUNC_skb_store_bytes;
+static long (*bpf_l3_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
+				   __u64 size) = (void *)BPF_FUNC_l3_csum_replace;
+static long (*bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
+				   __u64 flags) = (void *)BPF_FUNC_l4_csum_replace;
+static long (*bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int len,
+				  __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
 
 /* Both byte orders that BPF runs on; the argument is a constant. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

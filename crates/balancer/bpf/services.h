@@ -11,6 +11,10 @@
 
 #include "kernel.h"
 
+#define ATTEMPTS 4
+#define TCP 6
+#define UDP 17
+
 /* IPv6, or IPv4-mapped; network byte order. */
 struct address {
 	__u32 word[4];
@@ -72,5 +76,95 @@ struct {
 	__type(key, struct service_key);
 	__type(value, struct set);
 } services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct port_key);
+	__type(value, struct set);
+} ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct slot_key);
+	__type(value, struct target);
+} slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct live_key);
+	__type(value, __u8);
+} live SEC(".maps");
+
+enum verdict { PASS, TRANSLATED, REFUSED };
+
+/* What is looked for; kept so that it can be looked up again. */
+struct question {
+	__u64 cookie;
+	__u8 is_port;
+	__u8 protocol;
+	struct service_key service;
+	struct port_key port;
+};
+
+INLINE struct set *find(struct question *q)
+{
+	if (q->is_port)
+		return bpf_map_lookup_elem(&ports, &q->port);
+	return bpf_map_lookup_elem(&services, &q->service);
+}
+
+INLINE int is_live(__u64 number, const struct target *target)
+{
+	struct live_key key = { .set = number, .target = *target };
+
+	return bpf_map_lookup_elem(&live, &key) != NULL;
+}
+
+/* Picks a backend: the one that was picked before, if it is still one, or any.
+ *
+ * Elements of a hash map are reused as soon as they are deleted, also under a reader's hands. So what
+ * was read counts only if, after reading, the entry still names the set that it was read for. */
+INLINE enum verdict choose(struct question *q, const struct target *before,
+			    struct target *chosen)
+{
+	for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+		struct slot_key key = {};
+		struct target *slot;
+		enum verdict verdict = REFUSED;
+		struct set *set = find(q);
+		__u32 count;
+
+		if (!set)
+			return PASS;
+		key.set = set->number;
+		count = set->count;
+		if (count) {
+			verdict = TRANSLATED;
+			if (before && is_live(key.set, before)) {
+				*chosen = *before;
+			} else {
+				key.slot = bpf_get_prandom_u32() % count;
+				slot = bpf_map_lookup_elem(&slots, &key);
+				if (!slot)
+					continue;
+				AFTER_CHECK(slot);
+				*chosen = *slot;
+			}
+		}
+		set = find(q);
+		if (set && set->number == key.set)
+			return verdict;
+	}
+	return REFUSED;
+}
 
 #endif

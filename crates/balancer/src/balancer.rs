@@ -5,11 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::programs::ProgramFd;
-
 use crate::answerer;
 use crate::layout::{LocalKey, RawSandbox, Target};
-use crate::load::{self, Maps};
+use crate::load::{self, Answering, Maps};
 use crate::pins::{self, Pins};
 use crate::sets::{absent_is_fine, map};
 use crate::{BalancerConfig, Error, KernelState, NETWORKS_MAX, PortKey, Result, SandboxEntry, ServiceKey};
@@ -20,7 +18,7 @@ use crate::{BalancerConfig, Error, KernelState, NETWORKS_MAX, PortKey, Result, S
 /// had set goes on balancing in between. Calls are short and never wait.
 pub struct Balancer {
     root: PathBuf,
-    answerer: ProgramFd,
+    answering: Mutex<Answering>,
     maps: Mutex<Maps>,
 }
 
@@ -33,8 +31,8 @@ impl Balancer {
         let pins = Pins::prepare(&config.pins)?;
         let mut maps = load::connect_programs(&pins)?;
         maps.sweep()?;
-        let answerer = load::answerer(&pins)?;
-        Ok(Self { root: config.pins.clone(), answerer, maps: Mutex::new(maps) })
+        let answering = Mutex::new(load::answering(&pins)?);
+        Ok(Self { root: config.pins.clone(), answering, maps: Mutex::new(maps) })
     }
 
     /// Lets go of what builds with another layout version have pinned. To be called once everything has
@@ -118,11 +116,17 @@ impl Balancer {
     }
 
     /// Answers ARP, neighbour solicitation and ping for the VIPs of network `vni` on `interface`, the
-    /// host side of a sandbox's veth in the namespace at `netns`.
+    /// host side of a sandbox's veth in the namespace at `netns`; and leads IPv4 packets that reach a VIP
+    /// without having passed `connect` to a backend, if the interface is a bridge's port.
     ///
     /// Attaching again replaces. It dies with the interface and outlives the daemon.
     pub fn attach_answerer(&self, netns: &Path, interface: &str, vni: u32) -> Result<()> {
-        answerer::attach(netns, interface, vni, &self.answerer)
+        answerer::attach(netns, interface, vni, &mut lock(&self.answering))
+    }
+
+    /// How many flows to VIPs bypassed `connect` (raw sockets, nested namespaces) since the maps exist.
+    pub fn bypassed_flows(&self) -> Result<u64> {
+        lock(&self.answering).bypass_count.get(&0, 0).map_err(map("bypass_count"))
     }
 
     /// What the kernel really holds.
@@ -146,10 +150,15 @@ impl Balancer {
         Ok(state)
     }
 
-    /// A panic elsewhere leaves at most slots that nothing names; the next change is whole again.
     fn maps(&self) -> MutexGuard<'_, Maps> {
-        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.maps)
     }
+}
+
+/// A panic in the middle of a change leaves at most slots that nothing names; the next change is whole
+/// again.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Maps {

@@ -28,7 +28,6 @@ const HOOKS: [&str; 8] = [
     "shoal_connect4",
     "shoal_connect6",
 ];
-const ANSWERER: &str = "shoal_answer";
 
 /// The maps that user space reads or writes; `bpf/*.h` says what each is for.
 pub(crate) struct Maps {
@@ -73,11 +72,32 @@ pub(crate) fn connect_programs(pins: &Pins) -> Result<Maps> {
     })
 }
 
-/// The tc program; kept by the filters that use it, so nothing of it is pinned.
-pub(crate) fn answerer(pins: &Pins) -> Result<ProgramFd> {
+/// The programs and maps of `bpf/answer.bpf.c`. Filters hold the programs that they run, so no program is
+/// pinned here; the maps are.
+pub(crate) struct Answering {
+    /// Ingress of the host side of a veth: what the sandbox sends.
+    pub(crate) answer: ProgramFd,
+    /// Egress: what the sandbox receives.
+    pub(crate) back: ProgramFd,
+    /// VNI to the bridge's interface index.
+    pub(crate) bridges: HashMap<MapData, u32, u32>,
+    /// Flows that bypassed `connect`.
+    pub(crate) bypass_count: Array<MapData, u64>,
+}
+
+pub(crate) fn answering(pins: &Pins) -> Result<Answering> {
     let mut ebpf = load(ANSWER, pins)?;
-    let failed = |source| Error::Program { name: ANSWERER, source };
-    let program = program::<SchedClassifier>(&mut ebpf, ANSWERER)?;
+    Ok(Answering {
+        answer: classifier(&mut ebpf, "shoal_answer")?,
+        back: classifier(&mut ebpf, "shoal_back")?,
+        bridges: hash(&mut ebpf, "bridges")?,
+        bypass_count: array(&mut ebpf, "bypass_count")?,
+    })
+}
+
+fn classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd> {
+    let failed = |source| Error::Program { name, source };
+    let program = program::<SchedClassifier>(ebpf, name)?;
     program.load().map_err(failed)?;
     let fd = program.fd().map_err(failed)?;
     fd.try_clone().map_err(|error| failed(error.into()))

@@ -37,6 +37,11 @@ impl Netlink {
         self.exchange(kind, REQUEST | DUMP, body, each)
     }
 
+    /// Asks for one object and hands its message to `each`.
+    pub(crate) fn query(&self, kind: u16, body: &[u8], each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.exchange(kind, REQUEST | ACK, body, each)
+    }
+
     fn exchange(&self, kind: u16, flags: u16, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let mut message = Vec::with_capacity(HEADER + body.len());
         let len = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
@@ -88,6 +93,19 @@ pub(crate) fn put_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     message.resize(message.len().next_multiple_of(4), 0);
 }
 
+/// The value of the first attribute of this kind.
+pub(crate) fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let len = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
+        let value = rest.get(4..len)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        rest = rest.get(len.next_multiple_of(4)..)?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,10 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_padded() {
+    fn attributes_are_padded_and_found_again() {
         let mut message = Vec::new();
         put_attribute(&mut message, 7, b"abcde");
         assert_eq!(message.len(), 12);
-        assert_eq!(message[..2], 9_u16.to_ne_bytes());
+        put_attribute(&mut message, 8, b"f");
+        assert_eq!(attribute(&message, 7), Some(&b"abcde"[..]));
+        assert_eq!(attribute(&message, 8), Some(&b"f"[..]));
+        assert_eq!(attribute(&message, 9), None);
+        assert_eq!(attribute(&[0; 8], 9), None, "an attribute shorter than its header");
     }
 }

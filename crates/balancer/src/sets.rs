@@ -73,8 +73,8 @@ impl Sets {
 
     fn fill(&mut self, number: u64, targets: &[Target]) -> Result<()> {
         for (slot, target) in (0..).zip(targets) {
-            self.live.insert(LiveKey::new(number, *target), 1, 0).map_err(map("live"))?;
             self.slots.insert(SlotKey::new(number, slot), *target, 0).map_err(map("slots"))?;
+            self.live.insert(LiveKey::new(number, *target), 1, 0).map_err(map("live"))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
 mod answer;
+mod bypass;
 mod destroy;
 mod dns;
 mod lifecycle;

@@ -113,14 +113,14 @@ impl World {
         ip(&format!("-n {} {arguments}", self.name(sandbox)));
     }
 
-    fn make(&mut self, sandbox: &str) {
+    pub(crate) fn make(&mut self, sandbox: &str) {
         let name = self.name(sandbox);
         ip(&format!("netns add {name}"));
         self.sandboxes.push(sandbox.into());
         self.ip(sandbox, "link set lo up");
     }
 
-    fn name(&self, sandbox: &str) -> String {
+    pub(crate) fn name(&self, sandbox: &str) -> String {
         format!("{}-{sandbox}", self.prefix)
     }
 
