@@ -11,12 +11,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Every text says what was attempted and on which thing.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A system call or a file of `/proc/sys` failed.
+    /// A system call, a netlink request or a file of `/proc/sys` failed.
     #[error("{action}: {source}")]
     Io { action: String, source: io::Error },
-    /// The kernel refused a netlink request.
-    #[error("{action}: {source}")]
-    Netlink { action: String, source: rtnetlink::Error },
     /// `nft` refused a change; the text is its own.
     #[error("nft: {0}")]
     Nft(String),
@@ -68,8 +65,35 @@ impl Error {
         move |source| Self::Io { action, source }
     }
 
+    /// The kernel's reason, when it was the kernel that refused.
+    pub(crate) fn errno(&self) -> Option<nix::Error> {
+        match self {
+            Self::Io { source, .. } => source.raw_os_error().map(nix::Error::from_raw),
+            _ => None,
+        }
+    }
+
     pub(crate) fn nix(action: impl Into<String>) -> impl FnOnce(nix::Error) -> Self {
         let action = action.into();
         move |source| Self::Io { action, source: source.into() }
+    }
+}
+
+/// Collects failures while work goes on.
+#[derive(Default)]
+pub(crate) struct Failures(Vec<Error>);
+
+impl Failures {
+    /// Notes the error and gives the value, if there is one.
+    pub(crate) fn note<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.0.push(error)).ok()
+    }
+
+    pub(crate) fn finish(mut self) -> Result<()> {
+        match self.0.len() {
+            0 => Ok(()),
+            1 => Err(self.0.remove(0)),
+            _ => Err(Error::Several(self.0)),
+        }
     }
 }

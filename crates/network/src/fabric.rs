@@ -1,74 +1,340 @@
 //! The node's network as a whole.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use shoal_model::{NetworkId, NetworkTable, NodeId, Protocol};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
-use crate::{FabricState, NetworkConfig, Ports, Result, Sandbox, SandboxConfig};
+use crate::addresses::Addresses;
+use crate::conntrack::{self, Flow};
+use crate::error::Failures;
+use crate::ingress::{self, Blueprint, Ingress};
+use crate::link::Tunnel;
+use crate::netlink::Netlink;
+use crate::netns::{Directory, Namespace};
+use crate::overlay::{self, Overlay, Remotes};
+use crate::owner::{GATEWAY, INGRESS_TUNNEL, netns_name};
+use crate::state::{Found, State, has_gateway};
+use crate::tables::{Held, Set, Tables, difference};
+use crate::{Error, FabricState, NetworkConfig, Ports, Result, Sandbox, membership, ports};
 
-/// The node's sandboxes, overlays and ingress.
+/// The node's sandboxes, overlays and ingress. Clones are the same fabric.
 #[derive(Clone)]
-pub struct Fabric;
+pub struct Fabric {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) tag: String,
+    pub(crate) directory: Directory,
+    /// The node's own namespace.
+    pub(crate) namespace: Namespace,
+    pub(crate) netlink: Netlink,
+    pub(crate) state: Mutex<State>,
+    /// Taken after `state` where both are needed.
+    pub(crate) tables: Mutex<Tables>,
+    addresses: Addresses,
+}
 
 impl Fabric {
-    pub async fn open(_config: NetworkConfig) -> Result<Self> {
-        unimplemented!()
+    /// Takes over what the node has in the kernel; makes and changes nothing. The node's own namespace
+    /// is the one the calling thread is in.
+    pub async fn open(config: NetworkConfig) -> Result<Self> {
+        let namespace = Namespace::current()?;
+        let netlink = Netlink::open(&namespace).await?;
+        let directory = Directory::new(&config.run_dir);
+        let found = Found::scan(&directory, &namespace, &netlink, &config.tag).await?;
+        let addresses = Addresses::watch(&namespace, &netlink).await?;
+        let mut state = State { sandboxes: found.sandboxes, ..State::default() };
+        state.last_gateway_address = state.gateway_addresses().last().copied();
+        let fabric = Self {
+            inner: Arc::new(Inner {
+                tables: Mutex::new(Tables::new(namespace.clone(), &config.tag)),
+                tag: config.tag,
+                directory,
+                namespace,
+                netlink,
+                state: Mutex::new(state),
+                addresses,
+            }),
+        };
+        if let (Some(node), Some(underlay)) = (config.node, config.underlay) {
+            fabric.set_node(node, underlay).await?;
+        }
+        Ok(fabric)
     }
-    pub async fn set_node(&self, _node: NodeId, _underlay: IpAddr) -> Result<()> {
-        unimplemented!()
+
+    /// Says who this node is and where its tunnels end. Networks applied before are not moved.
+    pub async fn set_node(&self, node: NodeId, underlay: IpAddr) -> Result<()> {
+        let IpAddr::V4(underlay) = underlay else {
+            return Err(Error::Unsupported { what: "the data path", address: underlay });
+        };
+        self.inner.state.lock().await.node = Some((node, underlay));
+        Ok(())
     }
-    pub async fn apply_network(&self, _table: &NetworkTable) -> Result<()> {
-        unimplemented!()
+
+    /// Builds the network on this node, or what is missing of it, and adds the ways to the endpoints
+    /// on other nodes. Removes nothing: what the table does not hold goes with
+    /// [`prune_network`](Self::prune_network).
+    pub async fn apply_network(&self, table: &NetworkTable) -> Result<()> {
+        self.reconcile(table, false).await
     }
-    pub async fn prune_network(&self, _table: &NetworkTable) -> Result<()> {
-        unimplemented!()
+
+    /// Removes every way that the table does not hold.
+    pub async fn prune_network(&self, table: &NetworkTable) -> Result<()> {
+        self.reconcile(table, true).await
     }
-    pub async fn remove_network(&self, _network: &NetworkId) -> Result<()> {
-        unimplemented!()
+
+    async fn reconcile(&self, table: &NetworkTable, prune: bool) -> Result<()> {
+        let inner = &*self.inner;
+        let mut state = inner.state.lock().await;
+        let (node, underlay) = state.node.clone().ok_or(Error::NoNode)?;
+        let mtu = overlay::inner_mtu(table.config.mtu, inner.underlay_mtu(underlay).await?);
+        let mut tables = inner.tables.lock().await;
+        membership::apply(&mut tables, table, &node, prune).await?;
+        if table.config.ingress {
+            let wanted = Blueprint::of(table, &node, underlay, mtu)?;
+            let ingress =
+                Ingress::ensure(&inner.namespace, &inner.netlink, &mut tables, &inner.tag, &wanted).await?;
+            ingress.apply(&inner.netlink, &mut tables, &wanted, prune).await?;
+            state.ingress = Some(ingress);
+        } else {
+            drop(tables);
+            let overlay = inner.ensure_overlay(&state, table, underlay, mtu).await?;
+            overlay.apply(&Remotes::of(table, &node), prune).await?;
+            state.overlays.insert(table.network.clone(), overlay);
+        }
+        Ok(())
     }
-    pub async fn create_sandbox(&self, _config: &SandboxConfig) -> Result<Sandbox> {
-        unimplemented!()
+
+    /// Removes the network from this node; one that is not there is fine.
+    pub async fn remove_network(&self, network: &NetworkId) -> Result<()> {
+        let inner = &*self.inner;
+        let mut state = inner.state.lock().await;
+        let found = inner.scan().await?;
+        let mut failures = Failures::default();
+        if found.ingress.as_ref() == Some(network) {
+            state.ingress = None;
+            failures.note(ingress::remove(&inner.netlink, &mut *inner.tables.lock().await).await);
+        }
+        state.overlays.remove(network);
+        if let Some(namespace) = found.overlays.get(network) {
+            failures.note(Overlay::remove_links(namespace).await);
+        }
+        failures.note(inner.directory.remove(&netns_name(network)));
+        inner.directory.remove_if_empty();
+        failures.note(inner.retain_tunnels().await);
+        failures.finish()
     }
-    pub async fn remove_sandbox(&self, _id: &str) -> Result<()> {
-        unimplemented!()
-    }
+
+    /// The sandboxes that exist, by id.
     pub async fn sandboxes(&self) -> Result<Vec<String>> {
-        unimplemented!()
+        Ok(self.inner.scan().await?.sandboxes.into_keys().collect())
     }
-    pub async fn apply_ports(&self, _ports: &Ports) -> Result<()> {
-        unimplemented!()
+
+    /// Publishes exactly these ports of the routing mesh. Connections that are under way are left
+    /// alone, but UDP flows to a backend that is gone start anew with their next datagram.
+    pub async fn apply_ports(&self, ports: &Ports) -> Result<()> {
+        let wanted = ports::elements(ports);
+        let mut tables = self.inner.tables.lock().await;
+        let edits = tables.edit(&ports::SETS, |held| ports::plan(&wanted, held)).await?;
+        drop(tables);
+        let changed = ports::changed_udp_ports(&edits);
+        self.redirect_udp(&changed, |port| ports.get(&(Protocol::Udp, port)).cloned().unwrap_or_default())
+            .await
     }
-    pub async fn host_ports(&self, _ports: &BTreeMap<(Protocol, u16), SocketAddr>) -> Result<()> {
-        unimplemented!()
+
+    /// Publishes exactly these ports of single containers on this node (`mode=host`).
+    pub async fn host_ports(&self, ports: &BTreeMap<(Protocol, u16), SocketAddr>) -> Result<()> {
+        let wanted = ports::host_elements(ports);
+        let plan = |held: &Held| difference(Set::HostPorts, held, &wanted, |_, _| true);
+        let edits = self.inner.tables.lock().await.edit(&[Set::HostPorts], plan).await?;
+        let backends = |port| ports.get(&(Protocol::Udp, port)).copied().into_iter().collect();
+        self.redirect_udp(&ports::changed_udp_ports(&edits), backends).await
     }
-    pub async fn forget_flows(&self, _backend: IpAddr) -> Result<()> {
-        unimplemented!()
+
+    /// Ends the tracked flows to this node's UDP ports that lead anywhere but to a current backend.
+    async fn redirect_udp(
+        &self,
+        changed: &BTreeSet<u16>,
+        backends: impl Fn(u16) -> BTreeSet<SocketAddr>,
+    ) -> Result<()> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let current: BTreeMap<u16, BTreeSet<SocketAddr>> =
+            changed.iter().map(|&port| (port, backends(port))).collect();
+        let local = self.local_addresses().await?;
+        let doomed = move |flow: &Flow| {
+            let Some(backends) = current.get(&flow.original.destination_port) else { return false };
+            flow.original.protocol == conntrack::UDP
+                && local.contains(&flow.original.destination)
+                && !backends.contains(&SocketAddr::new(flow.reply.source, flow.reply.source_port))
+        };
+        conntrack::delete(&self.inner.namespace, doomed).await.map(drop)
     }
+
+    /// The ports of the routing mesh that the kernel really holds.
+    pub async fn read_ports(&self) -> Result<Ports> {
+        let tables = self.inner.tables.lock().await;
+        let mut held = Held::new();
+        for set in ports::SETS {
+            held.insert(set, tables.read(set).await?);
+        }
+        Ok(ports::parse(&held))
+    }
+
+    /// Deletes the connection tracking entries of UDP flows to a backend that is gone.
+    pub async fn forget_flows(&self, backend: IpAddr) -> Result<()> {
+        let doomed =
+            move |flow: &Flow| flow.original.protocol == conntrack::UDP && flow.reply.source == backend;
+        conntrack::delete(&self.inner.namespace, doomed).await.map(drop)
+    }
+
+    /// The addresses of the node's own namespace, loopback aside.
     pub async fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
-        unimplemented!()
+        self.inner.addresses.read().await
     }
+
+    /// Always holds the addresses of the node's own namespace, loopback aside.
     pub fn address_changes(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
-        unimplemented!()
+        self.inner.addresses.changes()
     }
-    pub async fn read_back(&self, _network: &NetworkId) -> Result<FabricState> {
-        unimplemented!()
+
+    /// What the kernel holds of a network.
+    pub async fn read_back(&self, network: &NetworkId) -> Result<FabricState> {
+        let inner = &*self.inner;
+        let (overlay, ingress) = {
+            let state = inner.state.lock().await;
+            let ingress = state.ingress.clone().filter(|ingress| ingress.network == *network);
+            (state.overlays.get(network).cloned(), ingress)
+        };
+        let mut read = match (overlay, ingress) {
+            (Some(overlay), _) => overlay.read_back().await?,
+            (None, Some(ingress)) => ingress.read_back(&inner.netlink).await?,
+            (None, None) => return Err(Error::NetworkNotApplied(network.clone())),
+        };
+        let sandboxes = inner.scan().await?.sandboxes;
+        let links = sandboxes.values().flat_map(|sandbox| &sandbox.links);
+        let links = links.filter(|link| link.network.as_ref() == Some(network));
+        read.local = links.filter_map(|link| link.address).map(|address| address.addr()).collect();
+        Ok(read)
     }
+
+    /// Removes everything of this node that nobody claims: sandboxes and networks not named here, and
+    /// what is left of half-made ones.
     pub async fn prune(
         &self,
-        _keep_sandboxes: &HashSet<String>,
-        _keep_networks: &HashSet<NetworkId>,
+        keep_sandboxes: &HashSet<String>,
+        keep_networks: &HashSet<NetworkId>,
     ) -> Result<()> {
-        unimplemented!()
+        let inner = &*self.inner;
+        let found = inner.scan().await?;
+        let mut failures = Failures::default();
+        for (namespace, link) in &found.unfinished {
+            failures.note(remove_link(namespace, link).await);
+        }
+        for id in found.sandboxes.keys().filter(|id| !keep_sandboxes.contains(*id)) {
+            failures.note(self.remove_sandbox(id).await);
+        }
+        for network in found.overlays.keys().chain(&found.ingress) {
+            if !keep_networks.contains(network) {
+                failures.note(self.remove_network(network).await);
+            }
+        }
+        failures.finish()
     }
+
+    /// Removes what the node as a whole has in the kernel: bridges, tunnels, tables and rules. Does
+    /// nothing while a sandbox is there.
     pub async fn clear_node(&self) -> Result<()> {
-        unimplemented!()
+        let inner = &*self.inner;
+        let found = inner.scan().await?;
+        if !found.sandboxes.is_empty() {
+            tracing::debug!(sandboxes = found.sandboxes.len(), "node-wide network parts stay");
+            return Ok(());
+        }
+        let mut failures = Failures::default();
+        failures.note(self.prune(&HashSet::new(), &HashSet::new()).await);
+        let mut state = inner.state.lock().await;
+        if failures.note(has_gateway(&inner.netlink, &inner.tag).await) == Some(true) {
+            failures.note(inner.netlink.remove_link(GATEWAY).await);
+        }
+        state.gateway = None;
+        failures.note(inner.tables.lock().await.remove().await);
+        inner.directory.remove_if_empty();
+        failures.finish()
+    }
+
+    /// A sandbox as it stands; `None` where there is none of that id.
+    pub async fn sandbox(&self, id: &str) -> Result<Option<Sandbox>> {
+        Ok(self.inner.scan().await?.sandboxes.remove(id))
     }
 }
 
-/// Removes everything of a node; no daemon needs to be alive.
-pub async fn reset(_run_dir: &Path, _tag: &str) -> Result<()> {
-    unimplemented!()
+impl Inner {
+    pub(crate) async fn scan(&self) -> Result<Found> {
+        Found::scan(&self.directory, &self.namespace, &self.netlink, &self.tag).await
+    }
+
+    async fn ensure_overlay(
+        &self,
+        state: &State,
+        table: &NetworkTable,
+        underlay: Ipv4Addr,
+        mtu: u32,
+    ) -> Result<Overlay> {
+        let (namespace, fresh) = self.directory.ensure(&netns_name(&table.network)).await?;
+        let known =
+            state.overlays.get(&table.network).filter(|_| !fresh).map(|overlay| overlay.netlink.clone());
+        let wanted = overlay::Blueprint {
+            tag: &self.tag,
+            network: table.network.as_str(),
+            tunnel: Tunnel { vni: table.config.vni, local: underlay, port: table.config.data_path_port },
+            mtu,
+        };
+        Overlay::ensure(namespace, known, &self.netlink, &wanted).await
+    }
+
+    /// Of the link that carries the node's data path address.
+    pub(crate) async fn underlay_mtu(&self, underlay: Ipv4Addr) -> Result<u32> {
+        const ETHERNET: u32 = 1500;
+        let addresses = self.netlink.addresses().await?;
+        let holder = addresses.iter().find(|(_, address)| address.addr() == IpAddr::V4(underlay));
+        let Some((index, _)) = holder else { return Ok(ETHERNET) };
+        let links = self.netlink.links().await?;
+        Ok(links.iter().find(|link| link.index == *index).map_or(ETHERNET, |link| link.mtu))
+    }
+
+    /// Takes tunnels that exist no more out of the tables.
+    async fn retain_tunnels(&self) -> Result<()> {
+        let mut tunnels: Vec<Tunnel> = Vec::new();
+        if let Some(link) = self.netlink.link(INGRESS_TUNNEL).await? {
+            tunnels.extend(link.tunnel);
+        }
+        for namespace in self.scan().await?.overlays.values() {
+            let links = Netlink::open(namespace).await?.links().await?;
+            tunnels.extend(links.iter().filter_map(|link| link.tunnel));
+        }
+        membership::retain(&mut *self.tables.lock().await, &tunnels).await
+    }
+}
+
+pub(crate) async fn remove_link(namespace: &Namespace, name: &str) -> Result<()> {
+    Netlink::open(namespace).await?.remove_link(name).await
+}
+
+/// Removes everything of a node; no daemon needs to be alive. To be called in the node's own
+/// namespace, or else what is there stays.
+pub async fn reset(run_dir: &Path, tag: &str) -> Result<()> {
+    let config =
+        NetworkConfig { run_dir: run_dir.to_owned(), tag: tag.to_owned(), node: None, underlay: None };
+    let fabric = Fabric::open(config).await?;
+    let mut failures = Failures::default();
+    failures.note(fabric.prune(&HashSet::new(), &HashSet::new()).await);
+    failures.note(fabric.clear_node().await);
+    failures.finish()
 }

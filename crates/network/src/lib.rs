@@ -6,8 +6,27 @@
 //! is taken over by asking for it again.
 #![forbid(unsafe_code)]
 
+mod addresses;
+mod attach;
+mod conntrack;
 mod error;
 mod fabric;
+mod gateway;
+mod ingress;
+mod link;
+mod membership;
+mod neighbour;
+mod netlink;
+mod netns;
+mod nft;
+mod overlay;
+mod owner;
+mod ports;
+mod sandbox;
+mod state;
+mod sysctl;
+mod tables;
+
 mod types;
 
 pub use error::{Error, Result};

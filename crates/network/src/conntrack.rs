@@ -1,0 +1,252 @@
+//! Connection tracking entries: found and deleted, so that a UDP client whose backend is gone gets
+//! another one with its next datagram instead of after a time-out.
+//!
+//! The messages are those of `linux/netfilter/nfnetlink_conntrack.h`; a dump answers one message per
+//! entry, and an entry is deleted by its original tuple, zone and id.
+
+use std::net::IpAddr;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+
+use crate::netns::Namespace;
+use crate::{Error, Result};
+
+const SUBSYSTEM: u16 = 1 << 8;
+const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
+
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const PROTOCOL_NUMBER: u16 = 1;
+const PROTOCOL_SOURCE: u16 = 2;
+const PROTOCOL_DESTINATION: u16 = 3;
+
+const NESTED: u16 = 1 << 15;
+const TYPE_MASK: u16 = 0x3fff;
+/// Of a message (`nlmsghdr` and `nfgenmsg`) and of an attribute.
+const HEADER: usize = 16;
+const GENERIC_HEADER: usize = 4;
+const ATTRIBUTE_HEADER: usize = 4;
+
+const MESSAGE_ERROR: u16 = 2;
+const MESSAGE_DONE: u16 = 3;
+const FLAGS_DUMP: u16 = 0x301;
+const FLAGS_ACK: u16 = 0x005;
+
+pub(crate) const UDP: u8 = 17;
+
+/// One direction of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tuple {
+    pub(crate) source: IpAddr,
+    pub(crate) source_port: u16,
+    pub(crate) destination: IpAddr,
+    pub(crate) destination_port: u16,
+    pub(crate) protocol: u8,
+}
+
+/// A tracked flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Flow {
+    pub(crate) original: Tuple,
+    pub(crate) reply: Tuple,
+    family: u8,
+    /// What names the entry to the kernel: attributes as it gave them.
+    name: Vec<u8>,
+}
+
+/// Deletes the flows for which `doomed` holds; returns how many there were.
+pub(crate) async fn delete(
+    namespace: &Namespace,
+    doomed: impl Fn(&Flow) -> bool + Send + 'static,
+) -> Result<usize> {
+    namespace
+        .run(move || {
+            let mut socket = Socket::new(NETLINK_NETFILTER).map_err(Error::io("open conntrack"))?;
+            socket.bind_auto().map_err(Error::io("open conntrack"))?;
+            socket.connect(&SocketAddr::new(0, 0)).map_err(Error::io("open conntrack"))?;
+            let flows = dump(&socket).map_err(Error::io("list tracked connections"))?;
+            let mut count = 0;
+            for flow in flows.iter().filter(|flow| doomed(flow)) {
+                delete_one(&socket, flow).map_err(Error::io("delete a tracked connection"))?;
+                count += 1;
+            }
+            Ok(count)
+        })
+        .await
+}
+
+fn dump(socket: &Socket) -> std::io::Result<Vec<Flow>> {
+    socket.send(&message(GET, FLAGS_DUMP, 0, &[]), 0)?;
+    let mut flows = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        for (kind, body) in messages(&datagram) {
+            match kind {
+                MESSAGE_DONE => return Ok(flows),
+                MESSAGE_ERROR => result(body)?,
+                _ => flows.extend(parse(body)),
+            }
+        }
+    }
+}
+
+fn delete_one(socket: &Socket, flow: &Flow) -> std::io::Result<()> {
+    socket.send(&message(DELETE, FLAGS_ACK, flow.family, &flow.name), 0)?;
+    let (datagram, _) = socket.recv_from_full()?;
+    for (kind, body) in messages(&datagram) {
+        if kind == MESSAGE_ERROR {
+            match result(body) {
+                // It has ended by itself.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
+                result => result?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn message(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
+    let length = HEADER + GENERIC_HEADER + attributes.len();
+    let mut message = Vec::with_capacity(length);
+    message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend([family, 0, 0, 0]);
+    message.extend(attributes);
+    message
+}
+
+/// The error in an acknowledgement, if it is one.
+fn result(body: &[u8]) -> std::io::Result<()> {
+    match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+        Some(0) => Ok(()),
+        Some(code) => Err(std::io::Error::from_raw_os_error(-code)),
+        None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// The messages of a datagram: kind and body.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
+        let kind = u16::from_ne_bytes(*rest.get(4..)?.first_chunk()?);
+        let body = rest.get(HEADER..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, body))
+    })
+}
+
+/// The attributes in a body: kind, value, and the whole with its header.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & TYPE_MASK;
+        let whole = rest.get(..length)?;
+        let value = whole.get(ATTRIBUTE_HEADER..)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value, whole))
+    })
+}
+
+fn parse(body: &[u8]) -> Option<Flow> {
+    let family = *body.first()?;
+    let (mut original, mut reply, mut name) = (None, None, Vec::new());
+    for (kind, value, whole) in attributes(body.get(GENERIC_HEADER..)?) {
+        match kind {
+            TUPLE_ORIGINAL => original = parse_tuple(value),
+            TUPLE_REPLY => reply = parse_tuple(value),
+            _ => {}
+        }
+        if matches!(kind, TUPLE_ORIGINAL | ZONE | ID) {
+            name.extend(whole);
+            name.resize(name.len().next_multiple_of(4), 0);
+        }
+    }
+    Some(Flow { original: original?, reply: reply?, family, name })
+}
+
+fn parse_tuple(body: &[u8]) -> Option<Tuple> {
+    let (mut addresses, mut protocol, mut ports) = (Vec::new(), None, [0; 2]);
+    for (kind, value, _) in attributes(body) {
+        match kind {
+            // Source and destination, in this order, in either family.
+            TUPLE_IP => addresses.extend(attributes(value).filter_map(|(_, value, _)| parse_address(value))),
+            TUPLE_PROTOCOL => {
+                for (kind, value, _) in attributes(value) {
+                    match kind {
+                        PROTOCOL_NUMBER => protocol = value.first().copied(),
+                        PROTOCOL_SOURCE => ports[0] = parse_port(value)?,
+                        PROTOCOL_DESTINATION => ports[1] = parse_port(value)?,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let [source, destination] = addresses.try_into().ok()?;
+    let [source_port, destination_port] = ports;
+    Some(Tuple { source, source_port, destination, destination_port, protocol: protocol? })
+}
+
+fn parse_address(value: &[u8]) -> Option<IpAddr> {
+    match <[u8; 4]>::try_from(value) {
+        Ok(octets) => Some(octets.into()),
+        Err(_) => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+    }
+}
+
+fn parse_port(value: &[u8]) -> Option<u16> {
+    value.first_chunk().map(|port| u16::from_be_bytes(*port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = ((ATTRIBUTE_HEADER + value.len()) as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn tuple(source: [u8; 4], destination: [u8; 4], port: u16) -> Vec<u8> {
+        let ip = [attribute(1, &source), attribute(2, &destination)].concat();
+        let protocol =
+            [attribute(1, &[UDP]), attribute(2, &9u16.to_be_bytes()), attribute(3, &port.to_be_bytes())]
+                .concat();
+        [attribute(TUPLE_IP | NESTED, &ip), attribute(TUPLE_PROTOCOL | NESTED, &protocol)].concat()
+    }
+
+    #[test]
+    fn an_entry_keeps_the_name_the_kernel_gave_it() {
+        let original = attribute(TUPLE_ORIGINAL | NESTED, &tuple([1, 1, 1, 1], [2, 2, 2, 2], 53));
+        let reply = attribute(TUPLE_REPLY | NESTED, &tuple([10, 0, 0, 5], [1, 1, 1, 1], 9));
+        let (status, id) = (attribute(3, &[0; 4]), attribute(ID, &[1, 2, 3, 4]));
+        let body = [vec![2, 0, 0, 0], original.clone(), reply, status, id.clone()].concat();
+        let flow = parse(&body).unwrap();
+        assert_eq!(flow.original.destination_port, 53);
+        assert_eq!(flow.reply.source, IpAddr::from([10, 0, 0, 5]));
+        assert_eq!(flow.name, [original, id].concat());
+    }
+
+    #[test]
+    fn cut_off_messages_are_no_entries() {
+        let body =
+            [vec![2, 0, 0, 0], attribute(TUPLE_ORIGINAL, &tuple([1, 1, 1, 1], [2, 2, 2, 2], 53))].concat();
+        for length in 0..body.len() {
+            assert_eq!(parse(&body[..length]), None);
+        }
+        assert_eq!(messages(&[9, 0, 0, 0, 1]).count(), 0);
+    }
+}

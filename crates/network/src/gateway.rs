@@ -1,0 +1,146 @@
+//! The gateway bridge: the way out of the node for sandboxes without published ports.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use ipnet::{IpNet, Ipv4Net};
+use netlink_packet_route::link::LinkAttribute;
+
+use crate::netlink::Netlink;
+use crate::netns::Namespace;
+use crate::owner::{self, GATEWAY, node_alias};
+use crate::{Error, Result, link, sysctl};
+
+/// The bridge as it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Gateway {
+    pub(crate) index: u32,
+    /// The bridge's own address with the subnet's prefix length.
+    pub(crate) address: Ipv4Net,
+    pub(crate) mtu: u32,
+}
+
+/// Docker's pools for local networks, in its order. The first, 172.17.0.0/16, is left to the network
+/// `bridge`.
+fn pools() -> impl Iterator<Item = Ipv4Net> {
+    let sixteens = (18..=31).map(|second| (Ipv4Addr::new(172, second, 0, 0), 16));
+    let twenties = (0..16).map(|part| (Ipv4Addr::new(192, 168, part * 16, 0), 20));
+    sixteens.chain(twenties).filter_map(|(network, prefix)| Ipv4Net::new(network, prefix).ok())
+}
+
+/// The first pool that overlaps with nothing the node can reach by a more special route.
+fn choose_pool(taken: &[Ipv4Net]) -> Result<Ipv4Net> {
+    let overlaps = |pool: &Ipv4Net, other: &Ipv4Net| pool.contains(other) || other.contains(pool);
+    pools().find(|pool| !taken.iter().any(|other| overlaps(pool, other))).ok_or(Error::NoFreePool)
+}
+
+/// The next free address after `last`, round the subnet, so that an address rests before it is given
+/// out again. The subnet's first address is the bridge's.
+pub(crate) fn choose_address(
+    subnet: Ipv4Net,
+    used: &BTreeSet<Ipv4Addr>,
+    last: Option<Ipv4Addr>,
+) -> Result<Ipv4Addr> {
+    let first = u32::from(subnet.network()) + 2;
+    let end = u32::from(subnet.broadcast());
+    let start = last.map_or(first, |last| u32::from(last) + 1).clamp(first, end);
+    let is_free = |address: &Ipv4Addr| !used.contains(address);
+    (start..end).chain(first..start).map(Ipv4Addr::from).find(is_free).ok_or(Error::NoFreeAddress(subnet))
+}
+
+impl Gateway {
+    /// Makes the bridge, or what is missing of it.
+    pub(crate) async fn ensure(
+        namespace: &Namespace,
+        netlink: &Netlink,
+        tag: &str,
+        mtu: u32,
+        avoid: &[Ipv4Net],
+    ) -> Result<Self> {
+        let found = netlink.link(GATEWAY).await?;
+        if let Some(link) = &found {
+            owner::check(tag, GATEWAY, link.alias.as_deref())?;
+        } else {
+            netlink.add_link(link::bridge(GATEWAY, None, mtu), GATEWAY).await?;
+        }
+        let index = netlink.index(GATEWAY).await?;
+        let alias = LinkAttribute::IfAlias(node_alias(tag, "gateway"));
+        netlink.change_link(index, vec![alias], GATEWAY).await?;
+        namespace.run(settings).await?;
+        let held = netlink.addresses().await?.into_iter().find_map(|(link, address)| match address {
+            IpNet::V4(address) if link == index => Some(address),
+            _ => None,
+        });
+        let address = match held {
+            Some(address) => address,
+            None => {
+                let subnet = choose_pool(&taken(netlink, avoid).await?)?;
+                let address =
+                    Ipv4Net::new(Ipv4Addr::from(u32::from(subnet.network()) + 1), subnet.prefix_len())
+                        .map_err(|error| Error::Unexpected(error.to_string()))?;
+                netlink.add_address(index, IpNet::V4(address), true).await?;
+                address
+            }
+        };
+        netlink.set_up(index, GATEWAY).await?;
+        Ok(Self { index, address, mtu: found.map_or(mtu, |link| link.mtu) })
+    }
+
+    pub(crate) fn subnet(&self) -> Ipv4Net {
+        self.address.trunc()
+    }
+}
+
+/// Everything the node has an address in or a route to, the default route aside.
+async fn taken(netlink: &Netlink, avoid: &[Ipv4Net]) -> Result<Vec<Ipv4Net>> {
+    let mut taken = avoid.to_vec();
+    taken.extend(netlink.addresses().await?.into_iter().filter_map(|(_, address)| match address {
+        IpNet::V4(address) => Some(address.trunc()),
+        IpNet::V6(_) => None,
+    }));
+    let routes = netlink.routes().await?.into_iter().map(|route| route.destination);
+    taken.extend(routes.filter(|destination| destination.prefix_len() > 0));
+    Ok(taken)
+}
+
+fn settings() -> Result<()> {
+    sysctl::set("ipv4/ip_forward", "1")?;
+    sysctl::set_if_present(&format!("ipv6/conf/{GATEWAY}/disable_ipv6"), "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(texts: &[&str]) -> Vec<Ipv4Net> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn pools_in_use_are_passed_over() {
+        assert_eq!(choose_pool(&[]).unwrap(), nets(&["172.18.0.0/16"])[0]);
+        assert_eq!(choose_pool(&nets(&["172.18.4.0/24"])).unwrap(), nets(&["172.19.0.0/16"])[0]);
+        assert_eq!(choose_pool(&nets(&["172.16.0.0/12"])).unwrap(), nets(&["192.168.0.0/20"])[0]);
+        assert_eq!(
+            choose_pool(&nets(&["172.16.0.0/12", "192.168.0.0/19"])).unwrap(),
+            nets(&["192.168.32.0/20"])[0]
+        );
+        assert!(matches!(choose_pool(&nets(&["172.16.0.0/12", "192.168.0.0/16"])), Err(Error::NoFreePool)));
+    }
+
+    #[test]
+    fn addresses_go_round_and_end() {
+        let subnet: Ipv4Net = "192.168.0.0/29".parse().unwrap();
+        let mut used = BTreeSet::new();
+        let mut last = None;
+        for expected in 2..=6 {
+            let address = choose_address(subnet, &used, last).unwrap();
+            assert_eq!(address, Ipv4Addr::new(192, 168, 0, expected));
+            used.insert(address);
+            last = Some(address);
+        }
+        assert!(matches!(choose_address(subnet, &used, last), Err(Error::NoFreeAddress(_))));
+        used.remove(&Ipv4Addr::new(192, 168, 0, 3));
+        assert_eq!(choose_address(subnet, &used, last).unwrap(), Ipv4Addr::new(192, 168, 0, 3));
+    }
+}

@@ -1,0 +1,149 @@
+//! The interfaces of a sandbox: pairs of links, one end inside, the other a port of a bridge outside.
+
+use std::net::Ipv4Addr;
+
+use ipnet::{IpNet, Ipv4Net};
+use netlink_packet_route::link::{InfoBridgePort, LinkAttribute};
+use shoal_model::{MacAddr, NetworkId};
+
+use crate::link::{self, End};
+use crate::neighbour::Entry;
+use crate::netlink::{Netlink, Route};
+use crate::netns::Namespace;
+use crate::owner::{host_interface, sandbox_alias};
+use crate::{Result, SandboxLink, sysctl};
+
+/// One interface to be made.
+pub(crate) struct Interface<'a> {
+    pub(crate) network: Option<&'a NetworkId>,
+    /// Zero is `eth0`.
+    pub(crate) position: usize,
+    /// `None`: any.
+    pub(crate) mac: Option<MacAddr>,
+    pub(crate) address: IpNet,
+    pub(crate) address_v6: Option<IpNet>,
+    pub(crate) default_via: Option<Ipv4Addr>,
+    pub(crate) outside: Outside<'a>,
+}
+
+/// The bridge that an interface is plugged into.
+pub(crate) struct Outside<'a> {
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) netlink: &'a Netlink,
+    pub(crate) bridge: u32,
+    pub(crate) mtu: u32,
+    /// Its ports cannot reach each other.
+    pub(crate) isolated: bool,
+}
+
+/// Settings of a fresh sandbox. Runs inside it.
+pub(crate) fn prepare() -> Result<()> {
+    // Docker's defaults for containers with a network stack of their own: no privilege is needed for
+    // low ports and for ping.
+    sysctl::set_if_present("ipv4/ip_unprivileged_port_start", "0")?;
+    sysctl::set_if_present("ipv4/ping_group_range", "0 2147483647")
+}
+
+impl Interface<'_> {
+    pub(crate) fn name(&self) -> String {
+        format!("eth{}", self.position)
+    }
+
+    /// What the interface will be known as.
+    pub(crate) fn describe(&self, sandbox: &str) -> SandboxLink {
+        SandboxLink {
+            network: self.network.cloned(),
+            interface: self.name(),
+            host_netns: self.outside.namespace.path().to_owned(),
+            host_interface: host_interface(sandbox, self.position),
+            address: Some(self.address),
+        }
+    }
+
+    /// Makes what is missing of the interface.
+    pub(crate) async fn ensure(
+        &self,
+        tag: &str,
+        sandbox: &str,
+        namespace: &Namespace,
+        inside: &Netlink,
+    ) -> Result<SandboxLink> {
+        let link = self.describe(sandbox);
+        self.ensure_pair(tag, sandbox, namespace, inside, &link).await?;
+        let name = self.name();
+        let index = inside.index(&name).await?;
+        let (device, without_v6) = (name.clone(), self.address_v6.is_none());
+        namespace
+            .run(move || {
+                let value = if without_v6 { "1" } else { "0" };
+                sysctl::set_if_present(&format!("ipv6/conf/{device}/disable_ipv6"), value)
+            })
+            .await?;
+        let held = inside.addresses().await?;
+        for address in [Some(self.address), self.address_v6].into_iter().flatten() {
+            if !held.contains(&(index, address)) {
+                inside.add_address(index, address, true).await?;
+            }
+        }
+        inside.set_up(index, &name).await?;
+        if let Some(gateway) = self.default_via {
+            let route = Route {
+                destination: Ipv4Net::default(),
+                index,
+                gateway: Some(gateway),
+                source: None,
+                table: Route::MAIN,
+            };
+            if !inside.routes().await?.contains(&route) {
+                inside.put_route(&route, true).await?;
+            }
+        }
+        Ok(link)
+    }
+
+    /// Both ends exist, belong together, and the outer one is a port of its bridge.
+    async fn ensure_pair(
+        &self,
+        tag: &str,
+        sandbox: &str,
+        namespace: &Namespace,
+        inside: &Netlink,
+        link: &SandboxLink,
+    ) -> Result<()> {
+        let outside = self.outside.netlink;
+        let (inner, outer) = (&link.interface, &link.host_interface);
+        let alias = sandbox_alias(tag, sandbox, link);
+        let inner_found = inside.link(inner).await?;
+        let outer_found = outside.link(outer).await?;
+        if let (Some(inner), Some(outer)) = (&inner_found, &outer_found) {
+            let same_mac = self.mac.is_none() || inner.mac == self.mac;
+            let plugged = outer.controller == Some(self.outside.bridge);
+            if same_mac && plugged && outer.alias.as_deref() == Some(&alias) {
+                return Ok(());
+            }
+        }
+        outside.remove_link(outer).await?;
+        inside.remove_link(inner).await?;
+        let pair = link::veth(
+            &End { name: outer, mac: None },
+            self.outside.bridge,
+            &End { name: inner, mac: self.mac },
+            namespace,
+            self.outside.mtu,
+        );
+        outside.add_link(pair, outer).await?;
+        let index = outside.index(outer).await?;
+        // The address behind the port is known, so nothing needs to be learned or flooded to it.
+        let mut settings = vec![InfoBridgePort::Isolated(self.outside.isolated)];
+        if let Some(mac) = self.mac {
+            settings.extend([InfoBridgePort::Learning(false), InfoBridgePort::UnicastFlood(false)]);
+            outside.put_entry(Entry::Port { index, mac }).await?;
+        }
+        outside.change_link(index, vec![link::port(settings)], outer).await?;
+        let device = outer.clone();
+        let quiet = move || sysctl::set_if_present(&format!("ipv6/conf/{device}/disable_ipv6"), "1");
+        self.outside.namespace.run(quiet).await?;
+        // Last: a link with its alias is complete.
+        outside.change_link(index, vec![LinkAttribute::IfAlias(alias)], outer).await
+    }
+}

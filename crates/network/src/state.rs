@@ -1,0 +1,132 @@
+//! What a node's fabric knows, and how it is found again in the kernel after a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use shoal_model::{NetworkId, NodeId};
+
+use crate::gateway::Gateway;
+use crate::ingress::Ingress;
+use crate::netlink::Netlink;
+use crate::netns::{Directory, Namespace};
+use crate::overlay::Overlay;
+use crate::owner::{self, GATEWAY, INGRESS, Purpose};
+use crate::{Result, Sandbox};
+
+/// Everything known; written only under the fabric's lock.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) node: Option<(NodeId, Ipv4Addr)>,
+    /// Overlays whose table was applied by this process.
+    pub(crate) overlays: BTreeMap<NetworkId, Overlay>,
+    pub(crate) ingress: Option<Ingress>,
+    pub(crate) gateway: Option<Gateway>,
+    /// Sandboxes with links, made by this process or found.
+    pub(crate) sandboxes: BTreeMap<String, Sandbox>,
+    /// The gateway address given out last.
+    pub(crate) last_gateway_address: Option<Ipv4Addr>,
+}
+
+impl State {
+    /// Gateway addresses in use.
+    pub(crate) fn gateway_addresses(&self) -> BTreeSet<Ipv4Addr> {
+        let links = self.sandboxes.values().flat_map(|sandbox| &sandbox.links);
+        let addresses = links.filter(|link| link.network.is_none()).filter_map(|link| link.address);
+        addresses.filter_map(v4).collect()
+    }
+
+    /// The gateway address a sandbox has already.
+    pub(crate) fn gateway_address(&self, sandbox: &str) -> Option<Ipv4Addr> {
+        let links = &self.sandboxes.get(sandbox)?.links;
+        links.iter().find(|link| link.network.is_none())?.address.and_then(v4)
+    }
+}
+
+fn v4(address: IpNet) -> Option<Ipv4Addr> {
+    match address.addr() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// What the kernel holds of a node, whoever made it.
+#[derive(Default)]
+pub(crate) struct Found {
+    pub(crate) sandboxes: BTreeMap<String, Sandbox>,
+    /// Overlays by their namespace.
+    pub(crate) overlays: BTreeMap<NetworkId, Namespace>,
+    /// The ingress network, as its bridge says.
+    pub(crate) ingress: Option<NetworkId>,
+    /// Outer ends of sandbox links whose making was cut off.
+    pub(crate) unfinished: Vec<(Namespace, String)>,
+}
+
+impl Found {
+    pub(crate) async fn scan(
+        directory: &Directory,
+        node: &Namespace,
+        netlink: &Netlink,
+        tag: &str,
+    ) -> Result<Self> {
+        let mut found = Self::default();
+        found.scan_namespace(node, netlink, tag).await?;
+        for name in directory.names()? {
+            match Purpose::of(&name) {
+                Purpose::Sandbox(id) => {
+                    let path = directory.path(id)?;
+                    found.sandboxes.entry(id.to_owned()).or_insert_with(|| empty(id, path));
+                }
+                Purpose::Network(network) => {
+                    if let Some(namespace) = directory.get(&name)? {
+                        found.scan_namespace(&namespace, &Netlink::open(&namespace).await?, tag).await?;
+                        found.overlays.insert(network, namespace);
+                    }
+                }
+            }
+        }
+        for (id, sandbox) in &mut found.sandboxes {
+            sandbox.path = directory.path(id)?;
+            sandbox.links.sort_by_key(|link| (link.interface.len(), link.interface.clone()));
+        }
+        Ok(found)
+    }
+
+    async fn scan_namespace(&mut self, namespace: &Namespace, netlink: &Netlink, tag: &str) -> Result<()> {
+        let links = netlink.links().await?;
+        let bridges: BTreeSet<u32> = links
+            .iter()
+            .filter(|link| {
+                link.alias.as_deref().is_some_and(|alias| owner::parse_node_alias(tag, alias).is_some())
+            })
+            .map(|link| link.index)
+            .collect();
+        for link in &links {
+            let Some(alias) = link.alias.as_deref() else {
+                let plugged = link.controller.is_some_and(|controller| bridges.contains(&controller));
+                if plugged && owner::is_host_interface(&link.name) {
+                    self.unfinished.push((namespace.clone(), link.name.clone()));
+                }
+                continue;
+            };
+            if let Some((id, link)) = owner::parse_sandbox_alias(tag, alias, namespace.path(), &link.name) {
+                let sandbox =
+                    self.sandboxes.entry(id.clone()).or_insert_with(|| empty(&id, Default::default()));
+                sandbox.links.push(link);
+            } else if link.name == INGRESS {
+                self.ingress = owner::parse_node_alias(tag, alias).map(NetworkId::new);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn empty(id: &str, path: std::path::PathBuf) -> Sandbox {
+    Sandbox { id: id.to_owned(), path, links: Vec::new() }
+}
+
+/// The gateway bridge is there.
+pub(crate) async fn has_gateway(netlink: &Netlink, tag: &str) -> Result<bool> {
+    let link = netlink.link(GATEWAY).await?;
+    Ok(link.is_some_and(|link| owner::check(tag, GATEWAY, link.alias.as_deref()).is_ok()))
+}

@@ -1,0 +1,78 @@
+//! Settings of the network stack. All functions act on the namespace the calling thread is in.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Writes one setting of the `net.` family, given as below `/proc/sys/net`. Settings that hold the
+/// value already are left alone.
+pub(crate) fn set(name: &str, value: &str) -> Result<()> {
+    write(&Path::new("/proc/sys/net").join(name), value)
+}
+
+/// As [`set`], for settings that only exist while a kernel module is there.
+pub(crate) fn set_if_present(name: &str, value: &str) -> Result<()> {
+    match set(name, value) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes a setting as a user names it: `net.ipv4.ip_forward`, or with slashes where an interface's
+/// name has dots in it.
+pub(crate) fn set_key(key: &str, value: &str) -> Result<()> {
+    write(&path(key)?, value)
+}
+
+fn write(path: &Path, value: &str) -> Result<()> {
+    let action = || format!("set {} to {value:?}", path.display());
+    let current = fs::read_to_string(path).map_err(Error::io(action()))?;
+    if current.split_whitespace().eq(value.split_whitespace()) {
+        return Ok(());
+    }
+    fs::write(path, value).map_err(Error::io(action()))
+}
+
+/// `sysctl`'s rule: the first separator decides; with dots as separators a slash stands for a dot.
+fn path(key: &str) -> Result<PathBuf> {
+    let separator = key.find(['.', '/']).map(|at| key.as_bytes()[at]);
+    let swapped: String = if separator == Some(b'.') {
+        key.chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                other => other,
+            })
+            .collect()
+    } else {
+        key.to_owned()
+    };
+    let parts: Vec<&str> = swapped.split('/').collect();
+    let plain = parts.len() > 1 && parts.iter().all(|part| !part.is_empty() && *part != ".." && *part != ".");
+    if !plain || parts[0] != "net" {
+        return Err(Error::InvalidSysctl(key.to_owned()));
+    }
+    Ok(Path::new("/proc/sys").join(swapped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_stay_below_net() {
+        let of = |key| path(key).map(|path| path.display().to_string()).ok();
+        assert_eq!(of("net.ipv4.ip_forward").as_deref(), Some("/proc/sys/net/ipv4/ip_forward"));
+        assert_eq!(of("net/ipv4/ip_forward").as_deref(), Some("/proc/sys/net/ipv4/ip_forward"));
+        assert_eq!(
+            of("net.ipv4.conf.eth0/7.arp_ignore").as_deref(),
+            Some("/proc/sys/net/ipv4/conf/eth0.7/arp_ignore")
+        );
+        for bad in ["", "net", "net.", "kernel.hostname", "net/../kernel/hostname", "net.//.kernel", "net..x"]
+        {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+}
