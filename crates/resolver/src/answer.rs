@@ -139,9 +139,7 @@ impl<R: Rng> Writer<'_, '_, R> {
             v6 = shuffled(&entry.v6, self.random);
         }
         let Some(mut reply) = self.begin() else { return };
-        let fits = v4
-            .iter()
-            .all(|ip| reply.answer(Owner::Question, RecordType::A, entry.ttl, &ip.octets()));
+        let fits = v4.iter().all(|ip| reply.answer(Owner::Question, RecordType::A, entry.ttl, &ip.octets()));
         if fits {
             // Stops by itself at the first one that does not fit.
             v6.iter().all(|ip| reply.answer(Owner::Question, RecordType::AAAA, entry.ttl, &ip.octets()));
@@ -150,7 +148,8 @@ impl<R: Rng> Writer<'_, '_, R> {
     }
 
     fn pointer(&mut self, name: Option<&str>) {
-        let asked = self.query.is_internet() && matches!(self.query.kind(), RecordType::PTR | RecordType::ANY);
+        let asked =
+            self.query.is_internet() && matches!(self.query.kind(), RecordType::PTR | RecordType::ANY);
         let Some(mut reply) = self.begin() else { return };
         if let Some(name) = name.filter(|_| asked).and_then(name_bytes) {
             reply.answer(Owner::Question, RecordType::PTR, TASKS_TTL, &name);
@@ -161,7 +160,8 @@ impl<R: Rng> Writer<'_, '_, R> {
     /// `_8080._tcp.<name>`: one SRV record for each holder's primary name, and its address. The port is
     /// the asker's word for it, tables hold none; a service known only by a word has no data.
     fn service(&mut self, port: Option<u16>, names: &Names, entry: &Entry) {
-        let asked = self.query.is_internet() && matches!(self.query.kind(), RecordType::SRV | RecordType::ANY);
+        let asked =
+            self.query.is_internet() && matches!(self.query.kind(), RecordType::SRV | RecordType::ANY);
         let mut holders: Vec<IpAddr> = Vec::new();
         if asked && port.is_some() {
             let v4 = entry.v4.iter().copied().map(IpAddr::V4);

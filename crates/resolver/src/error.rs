@@ -24,7 +24,10 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn path(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn path(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Path { action, path, source }
     }

@@ -46,7 +46,9 @@ impl ResolvConf {
             let mut words = line.split_ascii_whitespace().take_while(|word| !word.starts_with(['#', ';']));
             let Some(directive) = words.next() else { continue };
             match directive {
-                "nameserver" => file.nameservers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok())),
+                "nameserver" => {
+                    file.nameservers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok()))
+                }
                 "search" | "domain" => file.search = words.map(str::to_owned).collect(),
                 "options" => file.options.extend(words.map(str::to_owned)),
                 _ => file.others.push(line.to_owned()),

@@ -88,10 +88,11 @@ impl ProcessLock {
             .map_err(Error::path("open", &path))?;
         let mut holder = String::new();
         let _ = file.read_to_string(&mut holder);
-        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::AlreadyRunning {
-            path: socket_path(run_dir),
-            pid: holder.trim().parse().unwrap_or_default(),
-        })?;
+        let mut file =
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::AlreadyRunning {
+                path: socket_path(run_dir),
+                pid: holder.trim().parse().unwrap_or_default(),
+            })?;
         let written = file.set_len(0).and_then(|()| {
             std::io::Seek::rewind(&mut *file)?;
             writeln!(file, "{}", std::process::id())

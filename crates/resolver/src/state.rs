@@ -75,7 +75,8 @@ impl StateDir {
 /// The id can be part of a file's name; every real one can.
 pub(crate) fn is_storable(network: &NetworkId) -> bool {
     let id = network.as_str();
-    (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    (1..=128).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {

@@ -177,14 +177,7 @@ impl<'o> Reply<'o> {
         out.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         out.extend_from_slice(query.question());
         let reserved = if query.edns.is_some() { OPT_BYTES } else { 0 };
-        Self {
-            out,
-            limit: limit - reserved,
-            edns: query.edns,
-            answers: 0,
-            additionals: 0,
-            truncated: false,
-        }
+        Self { out, limit: limit - reserved, edns: query.edns, answers: 0, additionals: 0, truncated: false }
     }
 
     /// Adds an answer; `false` when it and all after it do not fit, which the reply then says.
@@ -336,10 +329,10 @@ pub(crate) fn readdress(packet: &mut [u8], id: u16, question: &[u8], age: u32) {
     if let Some(place) = packet.get_mut(..2) {
         place.copy_from_slice(&id.to_be_bytes());
     }
-    if u16_at(packet, 4) == Some(1) {
-        if let Some(place) = packet.get_mut(HEADER_BYTES..HEADER_BYTES + question.len()) {
-            place.copy_from_slice(question);
-        }
+    if u16_at(packet, 4) == Some(1)
+        && let Some(place) = packet.get_mut(HEADER_BYTES..HEADER_BYTES + question.len())
+    {
+        place.copy_from_slice(question);
     }
     if age == 0 {
         return;
@@ -358,7 +351,8 @@ pub(crate) fn readdress(packet: &mut [u8], id: u16, question: &[u8], age: u32) {
 
 fn same_question(a: &[u8], b: &[u8]) -> bool {
     // Type and class are compared exactly; in names, length bytes are below any letter.
-    let (Some((a_name, a_rest)), Some((b_name, b_rest))) = (a.split_last_chunk::<4>(), b.split_last_chunk::<4>())
+    let (Some((a_name, a_rest)), Some((b_name, b_rest))) =
+        (a.split_last_chunk::<4>(), b.split_last_chunk::<4>())
     else {
         return false;
     };
@@ -406,7 +400,8 @@ impl<'p> Records<'p> {
         for _ in 0..u16_at(packet, 4)? {
             at = name_end(packet, at)? + 4;
         }
-        let left = [6, 8, 10].iter().map(|&place| u16_at(packet, place).map(usize::from)).sum::<Option<usize>>()?;
+        let left =
+            [6, 8, 10].iter().map(|&place| u16_at(packet, place).map(usize::from)).sum::<Option<usize>>()?;
         (at <= packet.len()).then_some(Self { packet, at, left })
     }
 

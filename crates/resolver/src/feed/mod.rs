@@ -79,12 +79,17 @@ pub struct NetworkState {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
     /// Always first.
-    Hello { feed_version: u32 },
+    Hello {
+        feed_version: u32,
+    },
     SetSandbox(SandboxView),
     RemoveSandbox(String),
     SetNames(Names),
     RemoveNames(NetworkId),
-    Prune { sandboxes: Vec<String>, networks: Vec<NetworkId> },
+    Prune {
+        sandboxes: Vec<String>,
+        networks: Vec<NetworkId>,
+    },
     ReadBack,
     ReadNames(NetworkId),
     Stop,

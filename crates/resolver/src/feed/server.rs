@@ -162,7 +162,10 @@ impl Registry {
         }
         served.forget_unused();
         self.on_disk(move |disk| {
-            networks.iter().filter(|network| is_storable(network)).try_for_each(|network| disk.remove_names(network))
+            networks
+                .iter()
+                .filter(|network| is_storable(network))
+                .try_for_each(|network| disk.remove_names(network))
         })
         .await
     }
@@ -237,7 +240,10 @@ impl Served {
             let state = NetworkState { version: names.version, names: names.len() };
             (!names.is_unknown()).then(|| (id.clone(), state))
         });
-        State { sandboxes: sandboxes.collect::<BTreeMap<String, SandboxState>>(), networks: networks.collect() }
+        State {
+            sandboxes: sandboxes.collect::<BTreeMap<String, SandboxState>>(),
+            networks: networks.collect(),
+        }
     }
 }
 

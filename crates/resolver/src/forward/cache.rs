@@ -67,7 +67,8 @@ impl Cache {
         if let Some((key, kept)) = self.old.remove_entry(key) {
             self.insert(key, kept);
         }
-        let Some(kept) = self.young.get(key).filter(|kept| kept.until > now && kept.packet.len() <= limit) else {
+        let Some(kept) = self.young.get(key).filter(|kept| kept.until > now && kept.packet.len() <= limit)
+        else {
             return false;
         };
         let age = now.duration_since(kept.since).as_secs().try_into().unwrap_or(u32::MAX);

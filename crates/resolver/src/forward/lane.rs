@@ -4,10 +4,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use nix::errno::Errno;
+use nix::sys::socket::{self, MsgFlags};
 use rand::Rng;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -25,9 +29,14 @@ thread_local! {
 /// What became of a question.
 #[derive(Debug)]
 pub(super) enum Event {
-    Answer { server: usize, packet: Vec<u8> },
+    Answer {
+        server: usize,
+        packet: Vec<u8>,
+    },
     /// The kernel says that nobody listens there, or that there is no way.
-    Broken { server: usize },
+    Broken {
+        server: usize,
+    },
 }
 
 /// One socket, connected to its server so that the kernel drops what others send; on a source port of
@@ -101,10 +110,11 @@ impl Lane {
         let ticket = Ticket { lane: self.clone(), id };
         let mut packet = packet.to_vec();
         readdress(&mut packet, id, question, 0);
-        match self.shared.socket.try_send(&packet) {
+        // Not tokio's `try_send`, which sends nothing on a socket it has not polled yet.
+        match socket::send(self.shared.socket.as_raw_fd(), &packet, MsgFlags::MSG_DONTWAIT) {
             // A full send buffer is a lost packet; whoever waits sends again.
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            _ => Ok(ticket),
+            Ok(_) | Err(Errno::EAGAIN) => Ok(ticket),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -124,13 +134,18 @@ impl Drop for Ticket {
 
 /// Hands answers to those who wait for them, as long as the lane lives.
 async fn read(shared: Arc<Shared>) {
-    loop {
-        if shared.socket.readable().await.is_err() {
-            return;
+    let socket = &shared.socket;
+    // An error alone (port unreachable) does not make a socket readable.
+    while let Ok(ready) = socket.ready(Interest::READABLE | Interest::ERROR).await {
+        if ready.is_error() {
+            // Marks the event as seen; there is nothing to try.
+            let _ = socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            if !matches!(socket.take_error(), Ok(None)) {
+                shared.fail_all();
+            }
         }
-        let received = DATAGRAM.with_borrow_mut(|buffer| {
-            shared.socket.try_recv(buffer).map(|length| buffer[..length].to_vec())
-        });
+        let received = DATAGRAM
+            .with_borrow_mut(|buffer| socket.try_recv(buffer).map(|length| buffer[..length].to_vec()));
         match received {
             Ok(packet) => shared.deliver(packet),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -119,10 +119,11 @@ fn read_servers(path: &Path) -> Vec<IpAddr> {
         warn!(path = %path.display(), %error, "the node's resolver configuration is not readable");
         ResolvConf::default()
     });
-    if path == Path::new(DEFAULT_FILE) && node.is_systemd_stub() {
-        if let Ok(real) = read(Path::new(SYSTEMD_RESOLVED_FILE)) {
-            return real.upstreams();
-        }
+    if path == Path::new(DEFAULT_FILE)
+        && node.is_systemd_stub()
+        && let Ok(real) = read(Path::new(SYSTEMD_RESOLVED_FILE))
+    {
+        return real.upstreams();
     }
     node.upstreams()
 }

@@ -247,7 +247,8 @@ async fn exchange_tcp(server: SocketAddr, packet: &[u8], question: &[u8]) -> io:
         let length = stream.read_u16().await?;
         let mut reply = vec![0; length.into()];
         stream.read_exact(&mut reply).await?;
-        let matches = Response::parse(&reply).is_some_and(|reply| reply.id() == id && reply.answers(question));
+        let matches =
+            Response::parse(&reply).is_some_and(|reply| reply.id() == id && reply.answers(question));
         if matches {
             return Ok(reply);
         }

@@ -138,7 +138,13 @@ impl Sight {
 
 impl Serving {
     /// Decides on a packet; a reply goes to `reply`.
-    fn handle(&self, packet: &[u8], transport: Transport, random: &mut SmallRng, reply: &mut Vec<u8>) -> Handled {
+    fn handle(
+        &self,
+        packet: &[u8],
+        transport: Transport,
+        random: &mut SmallRng,
+        reply: &mut Vec<u8>,
+    ) -> Handled {
         let sight = self.sight.load();
         match answer(&sight.view, packet, transport, random, reply) {
             Verdict::Local => Handled::Reply,
