@@ -195,3 +195,57 @@ fn remove_snapshots(node: &Node) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use nix::mount::{MsFlags, mount};
+
+    use super::*;
+    use crate::NodeOptions;
+
+    /// A check that finds nothing proves nothing until it was seen to find something.
+    #[test]
+    fn every_kind_of_trace_is_found() {
+        let node = Node::bare(NodeOptions::default());
+        assert_eq!(traces(&node, &[]), Vec::<String>::new(), "a node that never ran");
+
+        node.netns.ip(&["link", "add", "left", "type", "bridge"]);
+        node.netns.ip(&["rule", "add", "fwmark", "7", "lookup", "77"]);
+        node.netns.ip(&["route", "add", "10.9.9.0/24", "via", "192.0.2.1", "table", "77"]);
+        node.netns.ip(&["link", "set", "left", "up"]);
+        node.netns.ip(&["addr", "add", "10.8.8.1/24", "dev", "left"]);
+        assert!(node.netns.command("nft").args(["add", "table", "ip", "left"]).status().unwrap().success());
+        let place = node.path("left");
+        std::fs::create_dir(&place).unwrap();
+        mount(Some(&place), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let mut inside = node.netns.command("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+        let mut named = Command::new("tail")
+            .arg("-f")
+            .arg(node.path("resolv.conf"))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until(crate::PATIENCE, "every plant is found", || {
+            let found = traces(&node, &[]).join("\n");
+            let plants = [
+                "link left",
+                "ip rule",
+                "route 10.8.8.0/24",
+                "nft table ip left",
+                "mount /tmp",
+                "sleep 60",
+                "tail -f",
+            ];
+            match plants.iter().find(|plant| !found.contains(**plant)) {
+                None => Ok(()),
+                Some(plant) => Err(format!("{plant} is not in:\n{found}")),
+            }
+        });
+        for child in [&mut inside, &mut named] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}

@@ -17,7 +17,9 @@ pub fn fetch(to: impl Into<SocketAddr>, path: &str) -> Result<String, String> {
 /// The same over a connection that is already there.
 pub fn fetch_over(mut stream: TcpStream, path: &str) -> Result<String, String> {
     stream.set_read_timeout(Some(TIMEOUT)).map_err(|error| error.to_string())?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").map_err(|error| format!("write: {error}"))?;
+    // In one piece: a server that reads only once must have it all.
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(|error| format!("write: {error}"))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(|error| format!("read: {error}"))?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("cut short: {answer:?}"))?;

@@ -114,3 +114,28 @@ fn connect_from(source: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> 
     connect(made.as_raw_fd(), &SockaddrIn::from(to))?;
     Ok(TcpStream::from(made))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::web::{fetch, fetch_over};
+
+    #[test]
+    fn a_node_reaches_the_world_and_only_the_world() {
+        let (world, node) = (World::new(), Netns::new());
+        world.connect(&node);
+        assert_eq!(node.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), format!("outside saw {}", crate::NODE));
+        let beyond = node.run(|| fetch((Ipv4Addr::new(192, 88, 99, 1), 80), "/"));
+        assert!(beyond.is_err(), "{beyond:?}");
+        let listener = node.run(|| TcpListener::bind((NODE, 80)).unwrap());
+        let accepted = std::thread::spawn(move || {
+            let (mut server, peer) = listener.accept().unwrap();
+            let _ = server.read(&mut [0; 256]).unwrap();
+            server.write_all(b"HTTP/1.0 200 OK\r\n\r\nfine").unwrap();
+            peer.ip()
+        });
+        let stream = world.connect_from_client((NODE, 80).into()).unwrap();
+        assert_eq!(fetch_over(stream, "/").unwrap(), "fine");
+        assert_eq!(accepted.join().unwrap(), CLIENT);
+    }
+}

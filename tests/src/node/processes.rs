@@ -1,0 +1,166 @@
+//! The daemon, its helpers and its containerd: starting, stopping, killing.
+
+use std::fs::File;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use super::{Node, shoal};
+use crate::{Netns, PATIENCE, process, wait_until};
+
+impl Node {
+    /// The flags every verb that works without a daemon needs as well.
+    pub(super) fn node_flags(&self) -> Vec<String> {
+        let path = |name: &str| self.path(name).display().to_string();
+        [
+            ("--data-dir", path("data")),
+            ("--run-dir", path("run")),
+            ("--node-name", self.options.name.clone()),
+            ("--resolv-conf", path("resolv.conf")),
+            ("--containerd", self.containerd_socket().display().to_string()),
+            ("--containerd-namespace", self.containerd_namespace.clone()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect()
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start_daemon(&mut self) {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        let log = File::options().create(true).append(true).open(self.path("daemon.log")).unwrap();
+        let daemon = self
+            .netns
+            .command(shoal().to_str().unwrap())
+            .arg("daemon")
+            .args(["-H", &self.host()])
+            .args(self.node_flags())
+            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.daemon = Some(daemon);
+        wait_until(PATIENCE, "the daemon answers", || {
+            if let Some(status) = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().unwrap()) {
+                panic!("the daemon ended with {status}:\n{}", self.log_tail());
+            }
+            self.ping().map_err(|error| format!("{error}\n{}", self.log_tail()))
+        });
+    }
+
+    fn ping(&self) -> Result<(), String> {
+        let answer = self.http("GET", "/_ping", "").map_err(|error| error.to_string())?;
+        if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+    }
+
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").id()
+    }
+
+    /// SIGTERM, and the end of the process.
+    pub fn stop_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        process::signal(daemon.id(), Signal::SIGTERM);
+        let code = process::wait(&mut daemon, PATIENCE);
+        if code.is_none() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        assert_eq!(code, Some(0), "the daemon did not end cleanly on SIGTERM:\n{}", self.log_tail());
+    }
+
+    /// SIGKILL: no chance to tidy up.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    /// Processes of this node of one kind (`resolver`, `log-shim`).
+    pub fn helpers(&self, verb: &str) -> Vec<u32> {
+        let directory = self.directory.path().display().to_string();
+        let own = process::processes(&directory, 0);
+        own.into_iter()
+            .filter(|process| process.command.split(' ').nth(1) == Some(verb))
+            .map(|process| process.pid)
+            .collect()
+    }
+
+    pub fn start_containerd(&mut self) {
+        assert!(self.options.own_containerd && self.containerd.is_none());
+        let config = self.path("containerd.toml");
+        let path = |name: &str| self.path(name).display().to_string();
+        std::fs::write(
+            &config,
+            format!(
+                "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+                 [grpc]\naddress = {:?}\n",
+                path("containerd-root"),
+                path("containerd-state"),
+                path("containerd.sock"),
+            ),
+        )
+        .unwrap();
+        let log = File::options().create(true).append(true).open(self.path("containerd.log")).unwrap();
+        let containerd = Command::new("containerd")
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("containerd can be started");
+        self.containerd = Some(containerd);
+        wait_until(PATIENCE, "containerd answers", || {
+            let version = self.ctr(&["version"]);
+            if version.code == 0 { Ok(()) } else { Err(version.to_string()) }
+        });
+    }
+
+    pub fn kill_containerd(&mut self) {
+        let mut containerd = self.containerd.take().expect("containerd is this node's own");
+        containerd.kill().unwrap();
+        containerd.wait().unwrap();
+    }
+
+    /// What a reboot leaves: the data directory and containerd's root. Processes, namespaces, run
+    /// directory, mounts and pinned programs are gone.
+    pub fn reboot(&mut self) {
+        assert!(self.options.own_containerd, "a reboot ends containerd too");
+        self.kill_daemon();
+        self.kill_containerd();
+        self.kill_everything();
+        crate::leaks::unmount_below(self.directory.path());
+        for name in ["run", "containerd-state", "shoal.sock", "containerd.sock"] {
+            let path = self.path(name);
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        }
+        crate::leaks::unpin(&self.tag());
+        self.world.disconnect();
+        self.netns = Netns::new();
+        self.world.connect(&self.netns);
+        self.start_containerd();
+        self.start_daemon();
+    }
+
+    /// Ends every process of this node: helpers, shims and what runs in their containers.
+    pub(crate) fn kill_everything(&self) {
+        let directory = self.directory.path().display().to_string();
+        let marks = [directory.as_str(), &format!("-namespace {}", self.containerd_namespace)];
+        let mut pids: Vec<u32> =
+            marks.iter().flat_map(|mark| process::processes(mark, 0)).map(|process| process.pid).collect();
+        let mut at = 0;
+        while at < pids.len() {
+            pids.extend(children(pids[at]));
+            at += 1;
+        }
+        pids.iter().for_each(|&pid| process::signal(pid, Signal::SIGKILL));
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
