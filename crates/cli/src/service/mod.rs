@@ -111,7 +111,12 @@ async fn scale(client: &Client, args: ScaleArgs) -> Result<ExitCode> {
         let replicas: u64 = replicas.parse().map_err(|_| {
             Error::Usage(format!("{name}: invalid replicas value {replicas}: not a whole number"))
         })?;
-        let service = client.get_json(&format!("/services/{}", escape(name))).await?;
+        // As docker says it: which of the services it was about, then why.
+        let about = |error: Error| match error {
+            Error::Daemon { .. } => Error::Usage(format!("{name}: {error}")),
+            other => other,
+        };
+        let service = client.get_json(&format!("/services/{}", escape(name))).await.map_err(about)?;
         let mut spec = service["Spec"].clone();
         let Some(mode) = spec.pointer_mut("/Mode/Replicated") else {
             return Err(Error::Usage(format!(
@@ -121,7 +126,8 @@ async fn scale(client: &Client, args: ScaleArgs) -> Result<ExitCode> {
         mode["Replicas"] = json!(replicas);
         let id = service["ID"].as_str().unwrap_or(name).to_owned();
         let version = &service["Version"]["Index"];
-        client.post_json(&format!("/services/{}/update?version={version}", escape(&id)), &spec).await?;
+        let path = format!("/services/{}/update?version={version}", escape(&id));
+        client.post_json(&path, &spec).await.map_err(about)?;
         println!("{name} scaled to {replicas}");
         scaled.push(id);
     }
