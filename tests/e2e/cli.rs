@@ -68,6 +68,8 @@ fn the_node_tells_what_it_holds_and_what_the_kernel_holds() {
         found.ok_or(text)
     });
     assert!(report.get("version").is_some(), "{report:#}");
+    assert_eq!((&report["held"]["vips"], &report["held"]["backends"]), (&1.into(), &2.into()), "{report:#}");
+    assert_eq!(report["read_back"], report["held"], "{report:#}");
     let table = node.shoal(&["node", "tables"]).ok();
     assert!(table.contains("mynet"), "{table}");
     node.finish();

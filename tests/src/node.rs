@@ -159,6 +159,7 @@ impl Node {
         if self.daemon.is_none() {
             self.start_daemon();
         }
+        self.tables_are_true();
         self.remove_all();
         let programs = crate::leaks::programs(&self.tag());
         self.stop_daemon();

@@ -162,6 +162,18 @@ impl Node {
         address.unwrap_or_else(|| panic!("{service} has no virtual address: {:#}", detail["Endpoint"]))
     }
 
+    /// What kernel and resolver hold, read back, is what the applied tables say, on every network.
+    #[track_caller]
+    pub fn tables_are_true(&self) {
+        wait_until(PATIENCE / 4, "kernel and resolver hold what the tables say", || {
+            let text = self.shoal(&["node", "tables", "--format", "json"]).ok();
+            let reports: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+            let reports = reports.as_array().ok_or_else(|| text.clone())?;
+            let is_true = |report: &Value| report["differences"].as_array().is_some_and(Vec::is_empty);
+            if reports.iter().all(is_true) { Ok(()) } else { Err(format!("{text}\n{}", self.log_tail())) }
+        });
+    }
+
     /// Waits until a name resolves to exactly these addresses, asked from inside a namespace.
     #[track_caller]
     pub fn resolves(&self, from: &Netns, name: &str, mut wanted: Vec<IpAddr>) {
