@@ -77,11 +77,15 @@ impl Netlink {
     }
 
     /// Many requests, a bounded number of them under way at once.
-    pub(crate) async fn all<F>(requests: impl IntoIterator<Item = F>) -> Result<()>
+    ///
+    /// The requests are collected before the future is made: one that held the caller's iterator with
+    /// its closures could not be proved `Send` (rust-lang/rust#102211).
+    pub(crate) fn all<F>(requests: impl IntoIterator<Item = F>) -> impl Future<Output = Result<()>>
     where
         F: Future<Output = Result<()>>,
     {
-        stream::iter(requests).buffer_unordered(MAX_IN_FLIGHT).try_collect().await
+        let requests: Vec<F> = requests.into_iter().collect();
+        stream::iter(requests).buffer_unordered(MAX_IN_FLIGHT).try_collect()
     }
 
     /// Asks for everything of a kind.
