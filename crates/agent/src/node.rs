@@ -51,8 +51,9 @@ pub(crate) struct Node {
 impl Node {
     /// Opens everything; nothing runs yet.
     pub(crate) async fn open(config: AgentConfig) -> Result<(Arc<Self>, Stored)> {
-        make_private_dir(&config.data_dir)?;
-        make_private_dir(&config.run_dir)?;
+        make_dir(&config.data_dir, 0o700)?;
+        // Can be passed through, not read: the API's socket usually lives here, and has its own mode.
+        make_dir(&config.run_dir, 0o711)?;
         let guard = lock_data_dir(&config)?;
         let (store, mut stored) = NodeStore::open(&config.node_store())?;
         let tag = tag(&config.data_dir)?;
@@ -224,10 +225,9 @@ fn memory() -> u64 {
     line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-fn make_private_dir(path: &Path) -> Result<()> {
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(Error::io("create", path))
 }
 
 /// Fails when another daemon uses the data directory.
