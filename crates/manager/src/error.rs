@@ -60,7 +60,9 @@ impl From<Error> for ControlError {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refused) => refused,
-            Error::Store(shoal_store::Error::Closed) => Self::new(Code::Unavailable, "the manager is stopping"),
+            Error::Store(shoal_store::Error::Closed) => {
+                Self::new(Code::Unavailable, "the manager is stopping")
+            }
             other => Self::new(Code::Internal, other.to_string()),
         }
     }

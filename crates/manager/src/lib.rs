@@ -1,7 +1,23 @@
-//! The manager (signatures; bodies follow).
+//! The manager: takes declarations in, plans what follows from them, and tells every node what to run
+//! and how its networks look.
+//!
+//! `control` validates what users declare; [`plan`] is the pure control loops; `leader` commits what
+//! they decide; [`table`] derives the network tables; `dispatcher` serves the nodes' sessions.
 #![forbid(unsafe_code)]
+
+mod barrier;
+mod cluster;
+mod control;
+mod dispatcher;
+mod draft;
 mod error;
+mod leader;
+mod logs;
 mod manager;
+pub mod plan;
+pub mod table;
+
+pub use control::Created;
 pub use error::{Code, ControlError, Error};
-pub use manager::{Created, InitOptions, Manager, ManagerConfig};
+pub use manager::{InitOptions, Manager, ManagerConfig};
 pub use shoal_store::State;

@@ -1,13 +1,31 @@
+//! The manager as the rest of the daemon sees it.
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::Stream;
-use shoal_model::*;
-use shoal_store::State;
+use shoal_model::{
+    Availability, ClusterSpec, LogEntry, LogSelector, Network, NetworkId, NetworkSpec, Node, NodeDescription,
+    NodeId, NodeSpec, Service, ServiceId, ServiceSpec, Task, TaskId,
+};
+use shoal_store::{Embedded, State, Store};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
-use crate::{ControlError, Error};
+use crate::dispatcher::Dispatcher;
+use crate::leader::{Shared, follow, lead, load};
+use crate::plan::Observed;
+use crate::{Code, ControlError, Created, Error, cluster, control, logs};
+
+/// The one office managers campaign for.
+const OFFICE: &str = "manager";
+/// How long a leader that went away silently keeps others out.
+const LEADER_TTL: Duration = Duration::from_secs(10);
+/// How long the removal of a network waits for the tasks of removed services to be gone.
+const NETWORK_REMOVAL_WAIT: Duration = Duration::from_secs(30);
 
 /// Where the manager keeps its cluster and serves its own node.
 #[derive(Debug, Clone)]
@@ -22,43 +40,208 @@ pub struct ManagerConfig {
 #[derive(Debug, Clone)]
 pub struct InitOptions {
     pub node_name: String,
+    /// Address other nodes reach this one at.
     pub advertise: IpAddr,
+    /// Address other nodes send its VXLAN frames to.
     pub data_path_address: IpAddr,
     pub spec: ClusterSpec,
     pub availability: Availability,
     pub description: NodeDescription,
 }
 
-/// A service that was created.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Created {
-    pub id: ServiceId,
-    pub warnings: Vec<String>,
-}
-
 /// The managing side of a cluster; clones share it.
 #[derive(Clone)]
-pub struct Manager {}
+pub struct Manager {
+    shared: Arc<Shared>,
+    dispatcher: Arc<Dispatcher>,
+    /// Taken by the first shutdown.
+    tasks: Arc<Mutex<Option<JoinSet<()>>>>,
+}
 
-#[allow(unused_variables, clippy::todo, clippy::unused_async)]
 impl Manager {
-    pub async fn init(config: ManagerConfig, options: InitOptions) -> Result<(Manager, NodeId), Error> { todo!() }
-    pub async fn open(config: ManagerConfig) -> Result<Manager, Error> { todo!() }
-    pub fn state(&self) -> Arc<State> { todo!() }
+    /// Makes a new cluster in an empty store: the cluster, the ingress network and this node.
+    pub async fn init(config: ManagerConfig, options: InitOptions) -> Result<(Manager, NodeId), Error> {
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&config.store).await?);
+        let begun = Self::begin(store.clone(), &config, &options).await;
+        if begun.is_err() {
+            // The error says more than a failure to close after it would.
+            let _ = store.close().await;
+        }
+        begun
+    }
+
+    async fn begin(
+        store: Arc<dyn Store>,
+        config: &ManagerConfig,
+        options: &InitOptions,
+    ) -> Result<(Manager, NodeId), Error> {
+        if load(&*store).await?.cluster().is_some() {
+            return Err(Error::ClusterExists);
+        }
+        let manager = Self::serve(store, config).await?;
+        let node = manager
+            .shared
+            .transact(|draft, now, ids| Ok::<_, Error>(cluster::begin(draft, options, now.wall, ids)))
+            .await?;
+        Ok((manager, node))
+    }
+
+    /// Goes on with the cluster in the store.
+    pub async fn open(config: ManagerConfig) -> Result<Manager, Error> {
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(&config.store).await?);
+        let opened = match load(&*store).await {
+            Ok(state) if state.cluster().is_none() => Err(Error::NoCluster),
+            Ok(_) => Self::serve(store.clone(), &config).await,
+            Err(error) => Err(error),
+        };
+        if opened.is_err() {
+            // As above.
+            let _ = store.close().await;
+        }
+        opened
+    }
+
+    async fn serve(store: Arc<dyn Store>, config: &ManagerConfig) -> Result<Manager, Error> {
+        let fence = store.campaign(OFFICE, LEADER_TTL).await?;
+        let state = load(&*store).await?;
+        let shared = Shared::new(store, fence, state);
+        let mut tasks = JoinSet::new();
+        let (observed, observations) = watch::channel(Arc::new(Observed::default()));
+        let dispatcher = Dispatcher::start(shared.clone(), &config.socket, observed, &mut tasks)?;
+        tasks.spawn(follow(shared.clone()));
+        tasks.spawn(lead(shared.clone(), observations));
+        Ok(Manager { shared, dispatcher, tasks: Arc::new(Mutex::new(Some(tasks))) })
+    }
+
+    /// The cluster as it is now.
+    pub fn state(&self) -> Arc<State> {
+        self.shared.state()
+    }
+
     /// The revision of [`state`](Self::state), as it changes.
-    pub fn changes(&self) -> watch::Receiver<u64> { todo!() }
-    pub async fn create_service(&self, spec: ServiceSpec) -> Result<Created, ControlError> { todo!() }
-    pub async fn update_service(&self, id: &ServiceId, version: u64, spec: ServiceSpec) -> Result<Vec<String>, ControlError> { todo!() }
-    pub async fn rollback_service(&self, id: &ServiceId, version: u64) -> Result<Vec<String>, ControlError> { todo!() }
-    pub async fn remove_service(&self, id: &ServiceId) -> Result<(), ControlError> { todo!() }
-    pub async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> { todo!() }
-    pub async fn remove_network(&self, id: &NetworkId) -> Result<(), ControlError> { todo!() }
-    pub async fn update_node(&self, id: &NodeId, version: u64, spec: NodeSpec) -> Result<(), ControlError> { todo!() }
-    pub async fn update_cluster(&self, version: u64, spec: ClusterSpec) -> Result<(), ControlError> { todo!() }
-    pub fn find_service(&self, term: &str) -> Result<Arc<Service>, ControlError> { todo!() }
-    pub fn find_network(&self, term: &str) -> Result<Arc<Network>, ControlError> { todo!() }
-    pub fn find_node(&self, term: &str) -> Result<Arc<Node>, ControlError> { todo!() }
-    pub fn find_task(&self, term: &str) -> Result<Arc<Task>, ControlError> { todo!() }
-    pub fn logs(&self, tasks: Vec<TaskId>, selector: LogSelector) -> impl Stream<Item = Result<(TaskId, LogEntry), ControlError>> + Send + 'static + use<> { futures::stream::empty() }
-    pub async fn shutdown(&self) { todo!() }
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.revision.subscribe()
+    }
+
+    // === services ===
+
+    /// Declares a service. Its virtual addresses and published ports are there when this returns,
+    /// unless a warning says why not.
+    pub async fn create_service(&self, spec: ServiceSpec) -> Result<Created, ControlError> {
+        self.shared.transact(|draft, now, ids| control::create_service(draft, now, ids, spec.clone())).await
+    }
+
+    /// Changes a service whose record is at `version`; warnings, if any.
+    pub async fn update_service(
+        &self,
+        id: &ServiceId,
+        version: u64,
+        spec: ServiceSpec,
+    ) -> Result<Vec<String>, ControlError> {
+        self.shared.transact(|draft, _, _| control::update_service(draft, id, version, spec.clone())).await
+    }
+
+    /// Goes back to what was declared before the last update.
+    pub async fn rollback_service(&self, id: &ServiceId, version: u64) -> Result<Vec<String>, ControlError> {
+        self.shared.transact(|draft, _, _| control::rollback_service(draft, id, version)).await
+    }
+
+    /// Removes a service: from the users' sight at once, its tasks one drain barrier later.
+    pub async fn remove_service(&self, id: &ServiceId) -> Result<(), ControlError> {
+        self.shared.transact(|draft, _, _| control::remove_service(draft, id)).await
+    }
+
+    // === networks ===
+
+    /// Declares a network; it has its subnets when this returns.
+    pub async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
+        self.shared.transact(|draft, now, ids| control::create_network(draft, now, ids, spec.clone())).await
+    }
+
+    /// Removes a network that nothing uses. Tasks that are on their way out are waited for.
+    pub async fn remove_network(&self, id: &NetworkId) -> Result<(), ControlError> {
+        let deadline = tokio::time::Instant::now() + NETWORK_REMOVAL_WAIT;
+        let mut changes = self.changes();
+        loop {
+            changes.mark_unchanged();
+            if self.shared.transact(|draft, _, _| control::remove_network(draft, id)).await? {
+                return Ok(());
+            }
+            if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+                let state = self.state();
+                let task = state.network_tasks(id).find(|task| !task.released);
+                let user = task.map_or("a removed service".to_owned(), |task| format!("task {}", task.id));
+                let text = format!("network {id} is in use by {user}");
+                return Err(ControlError::new(Code::FailedPrecondition, text));
+            }
+        }
+    }
+
+    // === nodes and cluster ===
+
+    pub async fn update_node(&self, id: &NodeId, version: u64, spec: NodeSpec) -> Result<(), ControlError> {
+        self.shared.transact(|draft, _, _| control::update_node(draft, id, version, spec.clone())).await
+    }
+
+    pub async fn update_cluster(&self, version: u64, spec: ClusterSpec) -> Result<(), ControlError> {
+        self.shared.transact(|draft, _, _| control::update_cluster(draft, version, spec.clone())).await
+    }
+
+    // === look-ups: by id, exact name, or id prefix, with Docker's errors ===
+
+    pub fn find_service(&self, term: &str) -> Result<Arc<Service>, ControlError> {
+        let state = self.state();
+        control::find("service", term, state.services(), |it| it.id.as_str(), |it| &it.spec.name)
+    }
+
+    pub fn find_network(&self, term: &str) -> Result<Arc<Network>, ControlError> {
+        let state = self.state();
+        control::find("network", term, state.networks(), |it| it.id.as_str(), |it| &it.spec.name)
+    }
+
+    /// A node's name is its host name.
+    pub fn find_node(&self, term: &str) -> Result<Arc<Node>, ControlError> {
+        let state = self.state();
+        control::find("node", term, state.nodes(), |it| it.id.as_str(), |it| &it.description.hostname)
+    }
+
+    /// A task's name is its container's: `web.1.<task id>`.
+    pub fn find_task(&self, term: &str) -> Result<Arc<Task>, ControlError> {
+        let state = self.state();
+        let named = state.tasks().find(|task| task.name() == term).cloned();
+        match named {
+            Some(task) => Ok(task),
+            None => control::find("task", term, state.tasks(), |it| it.id.as_str(), |_| ""),
+        }
+    }
+
+    // === logs ===
+
+    /// The lines of these tasks, as their nodes send them. Tasks that never had a node have none. When
+    /// something is missing (a node away, a reader too slow) the last item is an error that says so.
+    pub fn logs(
+        &self,
+        tasks: Vec<TaskId>,
+        selector: LogSelector,
+    ) -> impl Stream<Item = Result<(TaskId, LogEntry), ControlError>> + Send + 'static + use<> {
+        let state = self.state();
+        let placed = |id: TaskId| {
+            let node = state.task(&id)?.node.clone()?;
+            Some((id, node))
+        };
+        let tasks: BTreeMap<TaskId, NodeId> = tasks.into_iter().filter_map(placed).collect();
+        logs::read(self.dispatcher.clone(), tasks, &selector)
+    }
+
+    /// Stops serving and lets go of the store, so that it can be opened again. The cluster is kept.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut tasks) = tasks {
+            while tasks.join_next().await.is_some() {}
+        }
+        if let Err(error) = self.shared.store.close().await {
+            tracing::warn!(%error, "the store did not close cleanly");
+        }
+    }
 }

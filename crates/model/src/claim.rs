@@ -50,10 +50,15 @@ pub fn claims(object: &Object) -> Vec<Claim> {
             claims
         }
         Object::Service(service) => {
-            let mut claims = vec![Claim::ServiceName(service.spec.name.to_lowercase())];
+            let mut claims = Vec::new();
             for vip in &service.endpoint.virtual_ips {
                 claims.push(Claim::Address(vip.network.clone(), vip.address.addr()));
             }
+            // A removed service's name and ports are free at once; its addresses when it is gone.
+            if service.removing {
+                return claims;
+            }
+            claims.push(Claim::ServiceName(service.spec.name.to_lowercase()));
             for port in &service.endpoint.ports {
                 if port.mode == PublishMode::Ingress && port.published != 0 {
                     claims.push(Claim::Port(port.protocol, port.published));

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::history::History;
@@ -123,10 +125,11 @@ impl Store for Embedded {
 
 fn open(path: &Path) -> Result<(Database, u64), Error> {
     let failed = |source: redb::Error| Error::Open { path: path.to_owned(), source: Box::new(source) };
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => Error::InUse { path: path.to_owned() },
-        error => failed(error.into()),
-    })?;
+    let database =
+        Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => Error::InUse { path: path.to_owned() },
+            error => failed(error.into()),
+        })?;
     let revision = prepare(&database).map_err(|error| match error {
         PrepareError::NewerSchema(found) => {
             Error::NewerSchema { path: PathBuf::from(path), found, supported: SCHEMA }
@@ -273,7 +276,11 @@ impl Keeper {
             }
             transaction.open_table(META)?.insert("revision", revision)?;
         }
-        if revision == self.revision { transaction.abort()? } else { transaction.commit()? }
+        if revision == self.revision {
+            transaction.abort()?
+        } else {
+            transaction.commit()?
+        }
         Ok(())
     }
 }

@@ -51,6 +51,8 @@ impl State {
             state.apply_record(record)?;
         }
         state.revision = revision;
+        // What was deleted before is not listed: anything may have changed.
+        state.shared_revision = revision;
         Ok(state)
     }
 

@@ -1,0 +1,70 @@
+//! The drain barrier: a serving task is told to stop only when no node sends it new connections.
+//!
+//! Pure; time is passed in. A new leader starts with no memory, and holds back again what its tables
+//! do not show as acknowledged: too long rather than too short.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shoal_model::{Task, TaskId, TaskState};
+
+/// How long a stop waits for acknowledgements.
+pub(crate) const BOUND: Duration = Duration::from_secs(5);
+
+/// The stops that wait, and those that have passed.
+#[derive(Debug, Default)]
+pub(crate) struct DrainBarrier {
+    waiting: BTreeMap<TaskId, Duration>,
+    passed: BTreeSet<TaskId>,
+}
+
+/// What the barrier says of one task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing stands in the way of what is wanted.
+    Pass,
+    /// Keep it running; look again at this time.
+    Hold { until: Duration },
+    /// The bound is over without every acknowledgement. Said once, then it passes.
+    Expired,
+}
+
+impl DrainBarrier {
+    /// Decides on one task. `acknowledged`: every node that could send to it has acknowledged tables
+    /// without it.
+    pub(crate) fn judge(
+        &mut self,
+        task: &Task,
+        acknowledged: impl FnOnce() -> bool,
+        now: Duration,
+    ) -> Verdict {
+        let stopping = task.desired > TaskState::Running && !task.status.state.is_terminal();
+        // Before RUNNING it was in no table, so nobody sends to it.
+        let served = task.status.state == TaskState::Running && !task.attachments.is_empty();
+        if !stopping || !served || self.passed.contains(&task.id) {
+            return Verdict::Pass;
+        }
+        let since = *self.waiting.entry(task.id.clone()).or_insert(now);
+        let until = since + BOUND;
+        if acknowledged() {
+            self.pass(&task.id);
+            Verdict::Pass
+        } else if now >= until {
+            self.pass(&task.id);
+            Verdict::Expired
+        } else {
+            Verdict::Hold { until }
+        }
+    }
+
+    fn pass(&mut self, task: &TaskId) {
+        self.waiting.remove(task);
+        self.passed.insert(task.clone());
+    }
+
+    /// Forgets tasks that are no more.
+    pub(crate) fn retain(&mut self, known: impl Fn(&TaskId) -> bool) {
+        self.waiting.retain(|task, _| known(task));
+        self.passed.retain(|task| known(task));
+    }
+}

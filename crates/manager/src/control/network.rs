@@ -1,0 +1,155 @@
+//! Networks: creation and removal.
+
+use ipnet::IpNet;
+use shoal_model::{
+    AddressPool, IdGenerator, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Object, ObjectKey,
+    PublishMode, TaskState,
+};
+
+use super::service::check_name;
+use crate::draft::Draft;
+use crate::plan::{Now, allocate_network, overlap_of};
+use crate::{Code, ControlError};
+
+/// Networks every engine has; they are no cluster networks.
+const PREDEFINED: [&str; 3] = ["bridge", "host", "none"];
+/// Docker's switch for encrypted VXLAN traffic.
+const ENCRYPTED: &str = "encrypted";
+
+/// Creates a network with its number and subnets.
+pub(crate) fn create(
+    draft: &mut Draft,
+    now: Now,
+    ids: &mut IdGenerator,
+    spec: NetworkSpec,
+) -> Result<NetworkId, ControlError> {
+    check(draft, &spec)?;
+    let overlay = spec.driver == NetworkDriver::Overlay;
+    let id = NetworkId::new(ids.object_id());
+    let network = Network { id: id.clone(), meta: Meta::new(now.wall), spec, state: None };
+    draft.put(Object::Network(network));
+    if overlay {
+        allocate_network(draft, &id, ids).map_err(|error| ControlError::invalid(error.to_string()))?;
+    }
+    Ok(id)
+}
+
+fn check(draft: &Draft, spec: &NetworkSpec) -> Result<(), ControlError> {
+    let state = draft.state();
+    let taken =
+        || ControlError::new(Code::AlreadyExists, format!("network with name {} already exists", spec.name));
+    if spec.name.is_empty() {
+        return Err(taken());
+    }
+    check_network_name(&spec.name)?;
+    if PREDEFINED.contains(&spec.name.as_str()) || state.network_named(&spec.name).is_some() {
+        return Err(taken());
+    }
+    if spec.ingress {
+        if let Some(present) = state.ingress_network() {
+            let text = format!("ingress network ({}) is already present", present.id);
+            return Err(ControlError::new(Code::AlreadyExists, text));
+        }
+        if spec.attachable {
+            return Err(ControlError::invalid("ingress network cannot be attachable"));
+        }
+    }
+    match spec.options.get(ENCRYPTED).map(String::as_str) {
+        None | Some("false") => {}
+        Some(_) => {
+            let text = "encrypted overlay networks are not supported: leave out --opt encrypted";
+            return Err(ControlError::new(Code::Unimplemented, text));
+        }
+    }
+    for (index, pool) in spec.pools.iter().enumerate() {
+        check_pool(pool)?;
+        let before = spec.pools.iter().take(index);
+        if let Some(other) = before.map(|other| other.subnet).find(|other| overlaps(*other, pool.subnet)) {
+            return Err(ControlError::invalid(format!("subnet {} overlaps with {other}", pool.subnet)));
+        }
+        if let Some(with) = overlap_of(state, None, pool.subnet) {
+            return Err(ControlError::invalid(format!("subnet {} overlaps with {with}", pool.subnet)));
+        }
+    }
+    Ok(())
+}
+
+/// Docker's engine takes network names that are no DNS labels (`my.net`): only what would not survive
+/// in a path or a query is refused.
+fn check_network_name(name: &str) -> Result<(), ControlError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if begins && name.chars().all(plain) { Ok(()) } else { check_name(name) }
+}
+
+fn overlaps(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
+}
+
+fn check_pool(pool: &AddressPool) -> Result<(), ControlError> {
+    let subnet = pool.subnet;
+    if subnet != subnet.trunc() {
+        let text =
+            format!("invalid network config:\ninvalid subnet {subnet}: it should be {}", subnet.trunc());
+        return Err(ControlError::invalid(text));
+    }
+    let host_bits = subnet.max_prefix_len() - subnet.prefix_len();
+    if host_bits < 2 {
+        return Err(ControlError::invalid(format!("invalid subnet {subnet}: it has no room for hosts")));
+    }
+    if let Some(gateway) = pool.gateway
+        && !subnet.contains(&gateway)
+    {
+        let text = format!("invalid gateway {gateway}: parent subnet {subnet} doesn't contain this address");
+        return Err(ControlError::invalid(text));
+    }
+    if let Some(range) = pool.range {
+        if range.prefix_len() < subnet.prefix_len() {
+            let text =
+                format!("invalid ip-range {range}: CIDR block is bigger than its parent subnet {subnet}");
+            return Err(ControlError::invalid(text));
+        }
+        if !subnet.contains(&range) {
+            let text = format!("invalid ip-range {range}: parent subnet {subnet} doesn't contain ip-range");
+            return Err(ControlError::invalid(text));
+        }
+    }
+    Ok(())
+}
+
+/// A network goes when nothing uses it. `Ok(false)`: tasks that are on their way out still do.
+pub(crate) fn remove(draft: &mut Draft, id: &NetworkId) -> Result<bool, ControlError> {
+    let state = draft.state();
+    let network = state.network(id).ok_or_else(|| ControlError::not_found("network", id.as_str()))?;
+    let refused = |text: String| Err(ControlError::new(Code::FailedPrecondition, text));
+    let publishes = |service: &&std::sync::Arc<shoal_model::Service>| {
+        service.spec.endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress)
+    };
+    if network.spec.ingress
+        && let Some(service) = state.services().find(publishes)
+    {
+        let text = format!("ingress network cannot be removed because service {} depends on it", service.id);
+        return refused(text);
+    }
+    if let Some(service) = state.network_services(id).find(|service| !service.removing) {
+        return refused(format!("network {id} is in use by service {}", service.id));
+    }
+    let wanted = state
+        .network_tasks(id)
+        .find(|task| task.desired <= TaskState::Running && task.status.state <= TaskState::Running);
+    if let Some(task) = wanted {
+        return refused(format!("network {id} is in use by task {}", task.id));
+    }
+    if state.network_tasks(id).any(|task| !task.released) || state.network_services(id).next().is_some() {
+        return Ok(false);
+    }
+    for node in state.nodes().cloned().collect::<Vec<_>>() {
+        if node.ingress.as_ref().is_some_and(|held| held.network == *id) {
+            let mut node = shoal_model::Node::clone(&node);
+            node.ingress = None;
+            draft.put(Object::Node(node));
+        }
+    }
+    draft.remove(ObjectKey::Network(id.clone()));
+    Ok(true)
+}

@@ -1,0 +1,226 @@
+//! Services: creation, update, rollback, removal.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_model::{
+    IdGenerator, Meta, NetworkDriver, Object, PortConfig, Protocol, PublishMode, Service, ServiceEndpoint,
+    ServiceId, ServiceSpec,
+};
+use shoal_store::State;
+
+use super::{Created, in_sequence};
+use crate::draft::Draft;
+use crate::plan::{Addresses, Constraint, Now, allocate_service};
+use crate::{Code, ControlError};
+
+/// SwarmKit's bounds (`manager/controlapi/service.go`).
+const NAME_MAX: usize = 63;
+const NANO_CPUS_MIN: u64 = 1_000_000;
+const MEMORY_MIN: u64 = 4 << 20;
+const HEALTH_DURATION_MIN: Duration = Duration::from_millis(1);
+
+/// Creates a service with its virtual addresses and ports.
+pub(crate) fn create(
+    draft: &mut Draft,
+    now: Now,
+    ids: &mut IdGenerator,
+    spec: ServiceSpec,
+) -> Result<Created, ControlError> {
+    check(draft.state(), &spec)?;
+    if draft.state().service_named(&spec.name).is_some() {
+        let name = &spec.name;
+        let text = format!("name conflicts with an existing object: service {name} already exists");
+        return Err(ControlError::new(Code::AlreadyExists, text));
+    }
+    check_ports(draft.state(), None, &spec)?;
+    let service = Service {
+        id: ServiceId::new(ids.object_id()),
+        meta: Meta::new(now.wall),
+        spec,
+        previous: None,
+        endpoint: ServiceEndpoint::default(),
+        removing: false,
+        allocation_error: String::new(),
+    };
+    let id = service.id.clone();
+    let warnings = put(draft, service);
+    Ok(Created { id, warnings })
+}
+
+/// Changes a service; warnings, if any.
+pub(crate) fn update(
+    draft: &mut Draft,
+    id: &ServiceId,
+    version: u64,
+    spec: ServiceSpec,
+) -> Result<Vec<String>, ControlError> {
+    let held = live(draft.state(), id)?;
+    in_sequence(held.meta.version, version)?;
+    if held.spec.name != spec.name {
+        return Err(ControlError::new(Code::Unimplemented, "renaming services is not supported"));
+    }
+    check(draft.state(), &spec)?;
+    check_ports(draft.state(), Some(id), &spec)?;
+    let mut service = Service::clone(&held);
+    service.previous = Some(Box::new(std::mem::replace(&mut service.spec, spec)));
+    Ok(put(draft, service))
+}
+
+/// Goes back to what was declared before the last update.
+pub(crate) fn rollback(draft: &mut Draft, id: &ServiceId, version: u64) -> Result<Vec<String>, ControlError> {
+    let held = live(draft.state(), id)?;
+    let Some(previous) = &held.previous else {
+        let text = format!("service {id} does not have a previous spec");
+        return Err(ControlError::new(Code::FailedPrecondition, text));
+    };
+    update(draft, id, version, ServiceSpec::clone(previous))
+}
+
+/// Takes the service from the users' sight; its tasks and addresses follow.
+pub(crate) fn remove(draft: &mut Draft, id: &ServiceId) -> Result<(), ControlError> {
+    let held = live(draft.state(), id)?;
+    let mut service = Service::clone(&held);
+    service.removing = true;
+    draft.put(Object::Service(service));
+    Ok(())
+}
+
+fn live(state: &State, id: &ServiceId) -> Result<Arc<Service>, ControlError> {
+    let service = state.service(id).filter(|service| !service.removing);
+    service.cloned().ok_or_else(|| ControlError::not_found("service", id.as_str()))
+}
+
+fn put(draft: &mut Draft, service: Service) -> Vec<String> {
+    let id = service.id.clone();
+    draft.put(Object::Service(service));
+    if let Some(service) = draft.state().service(&id).cloned() {
+        allocate_service(draft, &service, &mut Addresses::default());
+    }
+    let service = draft.state().service(&id);
+    // Not refused: it is tried again when something is freed.
+    let error = service.map(|service| service.allocation_error.clone()).unwrap_or_default();
+    if error.is_empty() { Vec::new() } else { vec![error] }
+}
+
+fn check(state: &State, spec: &ServiceSpec) -> Result<(), ControlError> {
+    check_name(&spec.name)?;
+    let task = &spec.task;
+    if task.container.image.is_empty() {
+        return Err(ControlError::invalid("ContainerSpec: image reference must be provided"));
+    }
+    check_resources(spec)?;
+    check_health(spec)?;
+    // SwarmKit returns this error without a code.
+    Constraint::parse_all(&task.placement.constraints)
+        .map_err(|text| ControlError::new(Code::Internal, text))?;
+    let mut joined = BTreeSet::new();
+    for target in &task.networks {
+        let id = &target.network;
+        let network = state.network(id).ok_or_else(|| ControlError::not_found("network", id.as_str()))?;
+        if network.spec.ingress {
+            let name = &network.spec.name;
+            let text = format!("Service cannot be explicitly attached to the ingress network {name:?}");
+            return Err(ControlError::invalid(text));
+        }
+        if !joined.insert(id) {
+            return Err(ControlError::invalid("duplicate network attachments are not allowed"));
+        }
+    }
+    let host = |id| state.network(id).is_some_and(|network| network.spec.driver == NetworkDriver::Host);
+    if joined.len() > 1 && joined.iter().any(|id| host(*id)) {
+        return Err(ControlError::invalid("the host network cannot be joined together with others"));
+    }
+    Ok(())
+}
+
+/// The rule of a DNS name component, with SwarmKit's texts.
+pub(super) fn check_name(name: &str) -> Result<(), ControlError> {
+    // `^[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*$`
+    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let ends = name.ends_with(|c: char| c.is_ascii_alphanumeric());
+    let within = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if !(begins && ends && within) {
+        return Err(ControlError::invalid("name must be valid as a DNS name component"));
+    }
+    if name.len() > NAME_MAX {
+        return Err(ControlError::invalid("name must be 63 characters or fewer"));
+    }
+    Ok(())
+}
+
+fn check_resources(spec: &ServiceSpec) -> Result<(), ControlError> {
+    let resources = &spec.task.resources;
+    for cpus in [resources.limit_nano_cpus, resources.reserve_nano_cpus] {
+        if cpus != 0 && cpus < NANO_CPUS_MIN {
+            let text = format!("invalid cpu value {}: Must be at least {}", cpus as f64 / 1e9, 0.001);
+            return Err(ControlError::invalid(text));
+        }
+    }
+    for memory in [resources.limit_memory, resources.reserve_memory] {
+        if memory != 0 && memory < MEMORY_MIN {
+            return Err(ControlError::invalid(format!(
+                "invalid memory value {memory}: Must be at least 4MiB"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_health(spec: &ServiceSpec) -> Result<(), ControlError> {
+    let Some(health) = &spec.task.container.healthcheck else { return Ok(()) };
+    let durations = [
+        ("Interval", health.interval),
+        ("Timeout", health.timeout),
+        ("StartPeriod", health.start_period),
+        ("StartInterval", health.start_interval),
+    ];
+    for (name, duration) in durations {
+        if !duration.is_zero() && duration < HEALTH_DURATION_MIN {
+            let text = format!("ContainerSpec: {name} in HealthConfig cannot be less than one millisecond");
+            return Err(ControlError::invalid(text));
+        }
+    }
+    Ok(())
+}
+
+/// Port numbers, and who else holds them.
+fn check_ports(state: &State, own: Option<&ServiceId>, spec: &ServiceSpec) -> Result<(), ControlError> {
+    let mut published: BTreeSet<(Protocol, u16, PublishMode)> = BTreeSet::new();
+    for port in &spec.endpoint.ports {
+        if port.target == 0 {
+            return Err(ControlError::invalid("EndpointSpec: a target port is missing"));
+        }
+        if port.published != 0 && !published.insert((port.protocol, port.published, port.mode)) {
+            return Err(ControlError::invalid("EndpointSpec: duplicate published ports provided"));
+        }
+    }
+    let ingress = spec.endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+    if ingress && state.ingress_network().is_none() {
+        let text = "service needs ingress network, but no ingress network is present";
+        return Err(ControlError::new(Code::FailedPrecondition, text));
+    }
+    for other in state.services().filter(|other| Some(&other.id) != own) {
+        let held = other.endpoint.ports.iter().chain(&other.spec.endpoint.ports);
+        for held in held.filter(|held| held.published != 0) {
+            if let Some(port) = spec.endpoint.ports.iter().find(|port| clash(port, held)) {
+                let how = match held.mode {
+                    PublishMode::Ingress => "an ingress port",
+                    PublishMode::Host => "a host-published port",
+                };
+                let (number, name, id) = (port.published, &other.spec.name, &other.id);
+                return Err(ControlError::invalid(format!(
+                    "port '{number}' is already in use by service '{name}' ({id}) as {how}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Two host ports do not clash here: the scheduler keeps them on different nodes.
+fn clash(a: &PortConfig, b: &PortConfig) -> bool {
+    let both_host = a.mode == PublishMode::Host && b.mode == PublishMode::Host;
+    (a.protocol, a.published) == (b.protocol, b.published) && !both_host
+}

@@ -1,0 +1,258 @@
+//! Serves the nodes' sessions: one gRPC stream each, over the unix socket of the manager's own node.
+
+pub(crate) mod frames;
+pub(crate) mod hub;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use shoal_model::{NetworkId, NodeDescription, NodeId, TableVersion, TaskId, TaskStatus};
+use shoal_protocol::MAX_FRAME_BYTES;
+use shoal_protocol::session::ManagerMessage;
+use shoal_protocol::session::dispatcher_server::DispatcherServer;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::Error;
+use crate::leader::Shared;
+use crate::logs::Logs;
+use crate::plan::Observed;
+use hub::{Hub, NodeView};
+
+/// Events that may wait for the hub before sessions are held up.
+const EVENTS_MAX: usize = 1024;
+/// Status reports that may wait for the store before sessions are held up.
+const STATUSES_MAX: usize = 1024;
+/// Reports are gathered so long before they are committed together.
+const STATUS_BATCH: Duration = Duration::from_millis(10);
+/// Sessions get so long to end when the manager stops.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What sessions tell the hub.
+enum Event {
+    Opened {
+        node: NodeId,
+        id: u64,
+        description: NodeDescription,
+        held: BTreeMap<NetworkId, TableVersion>,
+        view: watch::Sender<Arc<NodeView>>,
+    },
+    Closed {
+        node: NodeId,
+        id: u64,
+    },
+    Heard {
+        node: NodeId,
+        id: u64,
+    },
+    Acked {
+        node: NodeId,
+        id: u64,
+        network: NetworkId,
+        version: TableVersion,
+    },
+}
+
+/// One status as a node reported it.
+struct Report {
+    node: NodeId,
+    task: TaskId,
+    status: TaskStatus,
+}
+
+/// What sessions share.
+pub(crate) struct Dispatcher {
+    shared: Arc<Shared>,
+    events: mpsc::Sender<Event>,
+    statuses: mpsc::Sender<Report>,
+    pub(crate) logs: Logs,
+    /// Ways to the connected nodes for what is no part of their view.
+    outlets: Mutex<HashMap<NodeId, (u64, mpsc::Sender<ManagerMessage>)>>,
+    next_session: AtomicU64,
+}
+
+impl Dispatcher {
+    /// Starts serving; what the nodes' sessions show appears in `observed`.
+    pub(crate) fn start(
+        shared: Arc<Shared>,
+        socket: &Path,
+        observed: watch::Sender<Arc<Observed>>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Arc<Self>, Error> {
+        let listener = listen(socket)?;
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let (statuses, reports) = mpsc::channel(STATUSES_MAX);
+        let dispatcher = Arc::new(Self {
+            shared: shared.clone(),
+            events,
+            statuses,
+            logs: Logs::default(),
+            outlets: Mutex::default(),
+            next_session: AtomicU64::new(1),
+        });
+        tasks.spawn(run_hub(shared.clone(), inbox, observed));
+        tasks.spawn(write_statuses(shared.clone(), reports));
+        tasks.spawn(serve(dispatcher.clone(), listener, socket.to_owned()));
+        Ok(dispatcher)
+    }
+
+    /// The way to a node, if it is connected.
+    pub(crate) fn outlet(&self, node: &NodeId) -> Option<mpsc::Sender<ManagerMessage>> {
+        let outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
+        outlets.get(node).map(|(_, outlet)| outlet.clone())
+    }
+
+    /// A session ended; nothing happens when a newer one took its place.
+    fn drop_outlet(&self, node: &NodeId, session: u64) {
+        let mut outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
+        if outlets.get(node).is_some_and(|(current, _)| *current == session) {
+            outlets.remove(node);
+            self.logs.node_left(node);
+        }
+    }
+}
+
+/// Only root may speak to the manager as a node. A socket file left by a crash is replaced; whether
+/// another manager runs is decided by the store's lock, which is held already.
+fn listen(socket: &Path) -> Result<UnixListener, Error> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |source| Error::Socket { path: socket.to_owned(), source };
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(failed)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+async fn serve(dispatcher: Arc<Dispatcher>, listener: UnixListener, socket: PathBuf) {
+    let stop = dispatcher.shared.stop.clone();
+    let service = DispatcherServer::new(session::Sessions(dispatcher))
+        .max_decoding_message_size(MAX_FRAME_BYTES)
+        .max_encoding_message_size(MAX_FRAME_BYTES);
+    let server = tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.clone().cancelled_owned());
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_WAIT_MAX).await;
+    };
+    tokio::select! {
+        served = server => if let Err(error) = served {
+            tracing::error!(%error, "nodes are not served any more");
+        },
+        () = overdue => tracing::warn!("a node's session did not end in time"),
+    }
+    // Already gone when the run directory is.
+    let _ = std::fs::remove_file(socket);
+}
+
+/// Feeds the hub and hands out what it concludes.
+async fn run_hub(
+    shared: Arc<Shared>,
+    mut inbox: mpsc::Receiver<Event>,
+    observed: watch::Sender<Arc<Observed>>,
+) {
+    let mut hub = Hub::default();
+    let mut views: HashMap<NodeId, (u64, watch::Sender<Arc<NodeView>>)> = HashMap::new();
+    let mut states = shared.states();
+    loop {
+        let state = states.borrow_and_update().clone();
+        let outcome = hub.update(&state, shared.monotonic());
+        for (node, view) in outcome.views {
+            if let Some((_, outlet)) = views.get(&node) {
+                outlet.send_replace(view);
+            }
+        }
+        observed.send_if_modified(|present| {
+            let changed =
+                present.sessions != outcome.observed.sessions || present.let_go != outcome.observed.let_go;
+            *present = Arc::new(outcome.observed);
+            changed
+        });
+        let deadline = shared.sleep_until(outcome.next_deadline);
+        let mut events = Vec::new();
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return },
+            count = inbox.recv_many(&mut events, EVENTS_MAX) => if count == 0 { return },
+            () = deadline => {}
+            () = shared.stop.cancelled() => return,
+        }
+        for event in events {
+            take(&mut hub, &mut views, event, shared.monotonic());
+        }
+    }
+}
+
+fn take(
+    hub: &mut Hub,
+    views: &mut HashMap<NodeId, (u64, watch::Sender<Arc<NodeView>>)>,
+    event: Event,
+    now: Duration,
+) {
+    match event {
+        Event::Opened { node, id, description, held, view } => {
+            tracing::info!(%node, "session opened");
+            hub.open(&node, id, description, held, now);
+            views.insert(node, (id, view));
+        }
+        Event::Closed { node, id } => {
+            hub.close(&node, id);
+            if views.get(&node).is_some_and(|(current, _)| *current == id) {
+                tracing::info!(%node, "session closed");
+                views.remove(&node);
+            }
+        }
+        Event::Heard { node, id } => hub.heard(&node, id, now),
+        Event::Acked { node, id, network, version } => {
+            hub.heard(&node, id, now);
+            hub.ack(&node, id, network, version);
+        }
+    }
+}
+
+/// Commits the nodes' reports in batches.
+async fn write_statuses(shared: Arc<Shared>, mut reports: mpsc::Receiver<Report>) {
+    loop {
+        let mut batch = Vec::new();
+        tokio::select! {
+            count = reports.recv_many(&mut batch, STATUSES_MAX) => if count == 0 { return },
+            () = shared.stop.cancelled() => return,
+        }
+        tokio::time::sleep(STATUS_BATCH).await;
+        while let Ok(report) = reports.try_recv() {
+            batch.push(report);
+        }
+        let written = shared
+            .transact(|draft, _, _| {
+                batch.iter().for_each(|report| advance(draft, report));
+                Ok::<(), Error>(())
+            })
+            .await;
+        if let Err(error) = written {
+            tracing::error!(%error, reports = batch.len(), "task statuses were not stored");
+        }
+    }
+}
+
+/// A node speaks for its own tasks only.
+fn advance(draft: &mut crate::draft::Draft, report: &Report) {
+    let Some(task) = draft.state().task(&report.task) else { return };
+    if task.node.as_ref() != Some(&report.node) {
+        tracing::warn!(node = %report.node, task = %report.task, "report on a task of another node ignored");
+        return;
+    }
+    let mut task = shoal_model::Task::clone(task);
+    if task.status.advance(&report.status) {
+        draft.put(shoal_model::Object::Task(task));
+    }
+}

@@ -1,0 +1,79 @@
+//! From what a node was sent to what it is to know: the frames between. A session that is slow skips
+//! what came in between.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shoal_model::{NetworkId, TableVersion, TaskId};
+use shoal_protocol::session::manager_message::Message;
+use shoal_protocol::session::{Assignments, ManagerMessage};
+
+use super::hub::{AssignedTask, NodeView};
+
+/// What a session has sent.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    tables: BTreeMap<NetworkId, TableVersion>,
+    /// `None` until the first, complete assignments went out.
+    tasks: Option<BTreeMap<TaskId, Arc<AssignedTask>>>,
+}
+
+impl Sent {
+    /// A node that holds these tables already.
+    pub(crate) fn holding(tables: BTreeMap<NetworkId, TableVersion>) -> Self {
+        Self { tables, tasks: None }
+    }
+
+    /// The node cannot use a delta: its next table is a snapshot.
+    pub(crate) fn forget_table(&mut self, network: &NetworkId) {
+        self.tables.remove(network);
+    }
+
+    /// Tables first, then the assignments that need them, then the tables nothing needs any more.
+    pub(crate) fn frames(&mut self, view: &NodeView) -> Vec<ManagerMessage> {
+        let mut frames = Vec::new();
+        self.table_frames(view, &mut frames);
+        frames.extend(self.assignment_frame(view));
+        let unneeded: Vec<NetworkId> =
+            self.tables.keys().filter(|network| !view.tables.contains_key(*network)).cloned().collect();
+        for network in unneeded {
+            self.tables.remove(&network);
+            frames.push(Message::TableGone(network.to_string()));
+        }
+        frames.into_iter().map(|message| ManagerMessage { message: Some(message) }).collect()
+    }
+
+    fn table_frames(&mut self, view: &NodeView, frames: &mut Vec<Message>) {
+        for (network, published) in &view.tables {
+            let held = self.tables.get(network).copied();
+            if held == Some(published.version()) {
+                continue;
+            }
+            match held.and_then(|held| published.deltas_from(held)) {
+                Some(deltas) => frames.extend(deltas.into_iter().map(Message::TableDelta)),
+                None => frames.push(Message::Table(published.snapshot())),
+            }
+            self.tables.insert(network.clone(), published.version());
+        }
+    }
+
+    fn assignment_frame(&mut self, view: &NodeView) -> Option<Message> {
+        let complete = self.tasks.is_none();
+        let sent = self.tasks.get_or_insert_with(BTreeMap::new);
+        let is_new =
+            |id: &TaskId, task: &Arc<AssignedTask>| sent.get(id).is_none_or(|old| !Arc::ptr_eq(old, task));
+        let put: Vec<_> = view
+            .tasks
+            .iter()
+            .filter(|(id, task)| is_new(id, task))
+            .map(|(_, task)| task.payload.clone())
+            .collect();
+        let remove: Vec<_> =
+            sent.keys().filter(|id| !view.tasks.contains_key(*id)).map(TaskId::to_string).collect();
+        if !complete && put.is_empty() && remove.is_empty() {
+            return None;
+        }
+        sent.clone_from(&view.tasks);
+        Some(Message::Assignments(Assignments { complete, put, remove }))
+    }
+}

@@ -1,0 +1,278 @@
+//! Hands out subnets, network numbers, addresses and published ports.
+//!
+//! What cannot be had is said on the task and on the service, and tried again with every plan.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use shoal_model::{
+    Attachment, EndpointMode, MacAddr, Network, NetworkDriver, NetworkId, Object, PortConfig, PublishMode,
+    Service, ServiceEndpoint, Task, TaskState, TaskStatus, VirtualIp,
+};
+
+use super::slots::is_wanted;
+use super::{Draft, Planner};
+
+pub(crate) use addresses::{Addresses, Exhausted};
+pub(crate) use network::{network, overlap_of};
+
+mod addresses;
+mod network;
+
+/// Published ports chosen for a service that names none (Docker's range).
+const PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+pub(super) fn networks_and_services(planner: &mut Planner<'_>, addresses: &mut Addresses) {
+    let bare =
+        |network: &&Arc<Network>| network.state.is_none() && network.spec.driver == NetworkDriver::Overlay;
+    let networks: Vec<_> =
+        planner.state().networks().filter(bare).map(|network| network.id.clone()).collect();
+    for id in networks {
+        // What is wrong with a network shows on the services that want it.
+        if let Err(error) = network(&mut planner.draft, &id, planner.ids) {
+            tracing::debug!(network = %id, %error, "no subnet yet");
+        }
+    }
+    nodes(planner, addresses);
+    for declared in planner.services() {
+        if !declared.removing {
+            service(&mut planner.draft, &declared, addresses);
+        }
+    }
+}
+
+/// Every node has an address of its own on the ingress network.
+fn nodes(planner: &mut Planner<'_>, addresses: &mut Addresses) {
+    let Some(ingress) = planner.state().ingress_network().filter(|network| network.state.is_some()).cloned()
+    else {
+        return;
+    };
+    let nodes: Vec<_> = planner.state().nodes().cloned().collect();
+    for node in nodes {
+        if node.ingress.as_ref().is_some_and(|held| held.network == ingress.id) {
+            continue;
+        }
+        let attachment = attach(&mut planner.draft, addresses, &ingress.id, &[], planner.ids);
+        let mut node = (*node).clone();
+        match attachment {
+            Ok(attachment) => node.ingress = Some(attachment),
+            Err(error) => tracing::warn!(node = %node.id, %error, "the node takes no published ports"),
+        }
+        planner.draft.put(Object::Node(node));
+    }
+}
+
+/// Brings a service's endpoint in line with what it declares.
+pub(crate) fn service(draft: &mut Draft, declared: &Arc<Service>, addresses: &mut Addresses) {
+    let mut next = Service::clone(declared);
+    let wanted = wanted_networks(draft, declared);
+    next.endpoint.virtual_ips.retain(|vip| wanted.contains(&vip.network));
+    let ports = ports(draft, declared);
+    let mut error = ports.as_ref().err().cloned().unwrap_or_default();
+    if let Ok(ports) = ports {
+        next.endpoint.ports = ports;
+    }
+    for network in wanted {
+        if let Err(reason) = virtual_ips(draft, addresses, &network, &mut next.endpoint) {
+            error = format!("could not find an available IP while allocating VIP: {reason}");
+        }
+    }
+    next.allocation_error = error;
+    draft.put(Object::Service(next));
+}
+
+/// Where the service has a virtual address: its networks, and the ingress network for its ports.
+fn wanted_networks(draft: &Draft, service: &Service) -> Vec<NetworkId> {
+    let mut wanted: Vec<NetworkId> = Vec::new();
+    if service.spec.endpoint.mode == EndpointMode::Dnsrr {
+        return wanted;
+    }
+    let joined = service.spec.task.networks.iter().map(|target| &target.network);
+    let ingress = draft.state().ingress_network().map(|network| &network.id);
+    for id in joined.chain(ingress.filter(|_| has_ingress_ports(&service.spec.endpoint.ports))) {
+        let overlay =
+            draft.state().network(id).is_none_or(|network| network.spec.driver == NetworkDriver::Overlay);
+        if overlay && !wanted.contains(id) {
+            wanted.push(id.clone());
+        }
+    }
+    wanted
+}
+
+fn has_ingress_ports(ports: &[PortConfig]) -> bool {
+    ports.iter().any(|port| port.mode == PublishMode::Ingress)
+}
+
+/// One address of each family that the network has.
+fn virtual_ips(
+    draft: &mut Draft,
+    addresses: &mut Addresses,
+    network: &NetworkId,
+    endpoint: &mut ServiceEndpoint,
+) -> Result<(), Exhausted> {
+    for v6 in addresses.families(draft, network)? {
+        let is_held = |vip: &VirtualIp| vip.network == *network && vip.address.addr().is_ipv6() == v6;
+        if !endpoint.virtual_ips.iter().any(is_held) {
+            let address = addresses.take(draft, network, v6)?;
+            endpoint.virtual_ips.push(VirtualIp { network: network.clone(), address });
+        }
+    }
+    Ok(())
+}
+
+/// The declared ports with every published number filled in; one that was chosen before stays.
+fn ports(draft: &Draft, service: &Service) -> Result<Vec<PortConfig>, String> {
+    let declared = &service.spec.endpoint.ports;
+    let mut filled: Vec<PortConfig> = Vec::with_capacity(declared.len());
+    for port in declared {
+        let mut port = port.clone();
+        if port.published == 0 && port.mode == PublishMode::Ingress {
+            let same = |held: &&PortConfig| {
+                (&held.name, held.protocol, held.target, held.mode)
+                    == (&port.name, port.protocol, port.target, port.mode)
+                    && !filled.contains(*held)
+            };
+            port.published = match service.endpoint.ports.iter().find(same) {
+                Some(held) => held.published,
+                None => free_port(draft, service, &port, &filled)?,
+            };
+        } else if port.published != 0
+            && let Some(holder) = port_holder(draft, service, &port)
+        {
+            return Err(format!(
+                "port '{}' is already in use by service '{}'",
+                port.published, holder.spec.name
+            ));
+        }
+        filled.push(port);
+    }
+    Ok(filled)
+}
+
+fn free_port(
+    draft: &Draft,
+    service: &Service,
+    wanted: &PortConfig,
+    own: &[PortConfig],
+) -> Result<u16, String> {
+    // What the service fixes further down its list is not free either.
+    let fixed = |number: u16| {
+        let same = |port: &PortConfig| port.published == number && port.protocol == wanted.protocol;
+        own.iter().any(same) || service.spec.endpoint.ports.iter().any(same)
+    };
+    PORTS
+        .into_iter()
+        .find(|&number| {
+            let candidate = PortConfig { published: number, ..wanted.clone() };
+            !fixed(number) && port_holder(draft, service, &candidate).is_none()
+        })
+        .ok_or_else(|| format!("no published port is free in {}-{}", PORTS.start(), PORTS.end()))
+}
+
+/// Another service that holds this ingress port.
+fn port_holder<'a>(draft: &'a Draft, service: &Service, port: &PortConfig) -> Option<&'a Arc<Service>> {
+    if port.mode != PublishMode::Ingress {
+        return None;
+    }
+    let same = |held: &PortConfig| {
+        held.mode == PublishMode::Ingress
+            && held.published == port.published
+            && held.protocol == port.protocol
+    };
+    draft.state().services().find(|other| other.id != service.id && other.endpoint.ports.iter().any(same))
+}
+
+/// Gives every new task its addresses, or says why it has none.
+pub(super) fn tasks(planner: &mut Planner<'_>, addresses: &mut Addresses) {
+    let mut new: Vec<Arc<Task>> = planner
+        .state()
+        .tasks()
+        .filter(|task| task.status.state == TaskState::New && is_wanted(task))
+        .cloned()
+        .collect();
+    new.sort_by(|a, b| (a.meta.created, a.slot, &a.id).cmp(&(b.meta.created, b.slot, &b.id)));
+    for task in new {
+        let Some(service) = planner.state().service(&task.service).cloned() else { continue };
+        let mut next = Task::clone(&task);
+        next.ports.clone_from(&service.endpoint.ports);
+        if !service.allocation_error.is_empty() {
+            next.status.error.clone_from(&service.allocation_error);
+        } else {
+            match attachments(planner, addresses, &next) {
+                Ok(attachments) => {
+                    next.attachments = attachments;
+                    next.status =
+                        TaskStatus::new(TaskState::Pending, planner.now.wall, "pending task scheduling");
+                }
+                Err(error) => next.status.error = error.to_string(),
+            }
+        }
+        planner.put_task(next);
+    }
+}
+
+/// All of a task's attachments, or none.
+fn attachments(
+    planner: &mut Planner<'_>,
+    addresses: &mut Addresses,
+    task: &Task,
+) -> Result<Vec<Attachment>, Exhausted> {
+    let mut wanted: Vec<(NetworkId, Vec<String>)> = Vec::new();
+    for target in &task.spec.networks {
+        let network = planner.state().network(&target.network);
+        let host = network.is_some_and(|network| network.spec.driver == NetworkDriver::Host);
+        if !host && wanted.iter().all(|(id, _)| *id != target.network) {
+            wanted.push((target.network.clone(), target.aliases.clone()));
+        }
+    }
+    if has_ingress_ports(&task.ports) {
+        let ingress = planner.state().ingress_network().ok_or(Exhausted::NoIngress)?;
+        wanted.push((ingress.id.clone(), Vec::new()));
+    }
+    let mut attachments = Vec::new();
+    for (network, aliases) in wanted {
+        match attach(&mut planner.draft, addresses, &network, &aliases, planner.ids) {
+            Ok(attachment) => attachments.push(attachment),
+            Err(error) => {
+                attachments.iter().for_each(|attachment| addresses.give_back(attachment));
+                return Err(error);
+            }
+        }
+    }
+    Ok(attachments)
+}
+
+fn attach(
+    draft: &mut Draft,
+    addresses: &mut Addresses,
+    network: &NetworkId,
+    aliases: &[String],
+    ids: &mut shoal_model::IdGenerator,
+) -> Result<Attachment, Exhausted> {
+    let address = addresses.take(draft, network, false)?;
+    let families = addresses.families(draft, network)?;
+    let address_v6 = if families.contains(&true) {
+        match addresses.take(draft, network, true) {
+            Ok(address) => Some(address),
+            Err(error) => {
+                addresses.free(network, address.addr());
+                return Err(error);
+            }
+        }
+    } else {
+        None
+    };
+    Ok(Attachment {
+        network: network.clone(),
+        address,
+        address_v6,
+        mac: MacAddr::random(ids),
+        aliases: aliases.to_vec(),
+    })
+}
+
+/// An address as a claimant holds it: with the subnet's prefix length.
+fn with_prefix(address: IpAddr, subnet: IpNet) -> IpNet {
+    IpNet::new(address, subnet.prefix_len()).unwrap_or(subnet)
+}

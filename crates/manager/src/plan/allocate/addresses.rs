@@ -1,0 +1,210 @@
+//! Addresses of one network: the next free one behind the last handed out, so that a freed address
+//! comes back as late as possible.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use shoal_model::{AddressPool, Attachment, Network, NetworkId, Object};
+use shoal_store::State;
+
+use super::super::Draft;
+use super::with_prefix;
+
+/// Why an address cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Exhausted {
+    #[error("network {0} not found")]
+    NoNetwork(NetworkId),
+    #[error("network {0} has no subnet yet")]
+    NoSubnet(String),
+    #[error("no available address on network {name} ({subnets})")]
+    NoAddress { name: String, subnets: String },
+    #[error("service needs ingress network, but no ingress network is present")]
+    NoIngress,
+}
+
+/// The addresses in use, gathered per network when one is first asked for.
+#[derive(Default)]
+pub(crate) struct Addresses {
+    used: BTreeMap<NetworkId, HashSet<IpAddr>>,
+}
+
+impl Addresses {
+    /// The address families of a network: `false` is IPv4, `true` IPv6.
+    pub(super) fn families(&self, draft: &Draft, id: &NetworkId) -> Result<Vec<bool>, Exhausted> {
+        let (_, pools) = pools(draft, id)?;
+        let mut families: Vec<bool> = pools.iter().map(|pool| pool.subnet.addr().is_ipv6()).collect();
+        families.sort_unstable();
+        families.dedup();
+        Ok(families)
+    }
+
+    /// Hands out an address of one family.
+    pub(super) fn take(&mut self, draft: &mut Draft, id: &NetworkId, v6: bool) -> Result<IpNet, Exhausted> {
+        let (network, pools) = pools(draft, id)?;
+        let used = self.used.entry(id.clone()).or_insert_with(|| in_use(draft.state(), &network));
+        let family: Vec<&AddressPool> =
+            pools.iter().filter(|pool| pool.subnet.addr().is_ipv6() == v6).collect();
+        let last = network.state.as_ref().and_then(|state| state.last_address);
+        let last = last.filter(|last| last.is_ipv6() == v6);
+        let Some(found) = next_free(&family, last, used) else {
+            let subnets: Vec<String> = family.iter().map(|pool| pool.subnet.to_string()).collect();
+            let name = network.spec.name.clone();
+            return Err(Exhausted::NoAddress { name, subnets: subnets.join(", ") });
+        };
+        used.insert(found.addr());
+        if !v6 {
+            let mut network = network;
+            if let Some(state) = &mut network.state {
+                state.last_address = Some(found.addr());
+            }
+            draft.put(Object::Network(network));
+        }
+        Ok(found)
+    }
+
+    /// Takes back what was handed out in this plan.
+    pub(super) fn give_back(&mut self, attachment: &Attachment) {
+        self.free(&attachment.network, attachment.address.addr());
+        if let Some(address) = attachment.address_v6 {
+            self.free(&attachment.network, address.addr());
+        }
+    }
+
+    pub(super) fn free(&mut self, network: &NetworkId, address: IpAddr) {
+        if let Some(used) = self.used.get_mut(network) {
+            used.remove(&address);
+        }
+    }
+}
+
+fn pools(draft: &Draft, id: &NetworkId) -> Result<(Network, Vec<AddressPool>), Exhausted> {
+    let network = draft.state().network(id).ok_or_else(|| Exhausted::NoNetwork(id.clone()))?;
+    let state = network.state.as_ref().ok_or_else(|| Exhausted::NoSubnet(network.spec.name.clone()))?;
+    Ok((Network::clone(network), state.pools.clone()))
+}
+
+/// Every address of a network that somebody holds.
+fn in_use(state: &State, network: &Network) -> HashSet<IpAddr> {
+    let mut used = HashSet::new();
+    let pools = network.state.iter().flat_map(|state| &state.pools);
+    used.extend(pools.filter_map(|pool| pool.gateway));
+    for service in state.network_services(&network.id) {
+        let vips = service.endpoint.virtual_ips.iter();
+        used.extend(vips.filter(|vip| vip.network == network.id).map(|vip| vip.address.addr()));
+    }
+    let mut hold = |attachment: &Attachment| {
+        if attachment.network == network.id {
+            used.insert(attachment.address.addr());
+            used.extend(attachment.address_v6.map(|address| address.addr()));
+        }
+    };
+    for task in state.network_tasks(&network.id).filter(|task| !task.released) {
+        task.attachments.iter().for_each(&mut hold);
+    }
+    for node in state.nodes() {
+        node.ingress.iter().for_each(&mut hold);
+    }
+    used
+}
+
+/// The first free address behind `last`, going round.
+fn next_free(pools: &[&AddressPool], last: Option<IpAddr>, used: &HashSet<IpAddr>) -> Option<IpNet> {
+    let holder = |last: IpAddr| pools.iter().position(|pool| span(pool).contains(last));
+    let start = last.and_then(holder).unwrap_or(0);
+    let count = pools.len();
+    // The pool of the last address from behind it, the other pools, then that pool's beginning.
+    for round in 0..=count {
+        let pool = *pools.get((start + round) % count.max(1))?;
+        let span = span(pool);
+        let behind = last.filter(|last| round == 0 && span.contains(*last));
+        let first = behind.map_or(span.first, |last| number(last) + 1);
+        let end = if round == count { last.map_or(span.last, number) } else { span.last };
+        let free = (first..=end.min(span.last))
+            .map(|candidate| address(candidate, pool.subnet.addr()))
+            .find(|candidate| !used.contains(candidate));
+        if let Some(free) = free {
+            return Some(with_prefix(free, pool.subnet));
+        }
+    }
+    None
+}
+
+/// First and last address of a pool that may be handed out.
+struct Span {
+    first: u128,
+    last: u128,
+}
+
+impl Span {
+    fn contains(&self, address: IpAddr) -> bool {
+        (self.first..=self.last).contains(&number(address))
+    }
+}
+
+fn span(pool: &AddressPool) -> Span {
+    let range = pool.range.unwrap_or(pool.subnet);
+    let (subnet_first, subnet_last) = (number(pool.subnet.network()), number(pool.subnet.broadcast()));
+    // The subnet's own address and its broadcast address are nobody's.
+    Span {
+        first: number(range.network()).max(subnet_first + 1),
+        last: number(range.broadcast()).min(subnet_last.saturating_sub(1)),
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+/// The inverse of [`number`], in the family of `like`.
+fn address(number: u128, like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => IpAddr::from(((number & u128::from(u32::MAX)) as u32).to_be_bytes()),
+        IpAddr::V6(_) => IpAddr::from(number.to_be_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(subnet: &str, range: Option<&str>) -> AddressPool {
+        AddressPool {
+            subnet: subnet.parse().unwrap(),
+            gateway: None,
+            range: range.map(|range| range.parse().unwrap()),
+        }
+    }
+
+    fn walk(pools: &[AddressPool], used: &[&str], last: Option<&str>) -> Option<String> {
+        let pools: Vec<_> = pools.iter().collect();
+        let used = used.iter().map(|address| address.parse().unwrap()).collect();
+        next_free(&pools, last.map(|last| last.parse().unwrap()), &used).map(|found| found.to_string())
+    }
+
+    #[test]
+    fn the_search_goes_on_behind_the_last_and_round_the_end() {
+        let small = [pool("10.0.1.0/29", None)];
+        assert_eq!(walk(&small, &["10.0.1.1"], None).as_deref(), Some("10.0.1.2/29"));
+        assert_eq!(walk(&small, &["10.0.1.1"], Some("10.0.1.4")).as_deref(), Some("10.0.1.5/29"));
+        assert_eq!(walk(&small, &["10.0.1.1"], Some("10.0.1.6")).as_deref(), Some("10.0.1.2/29"));
+        let all = ["10.0.1.1", "10.0.1.2", "10.0.1.3", "10.0.1.4", "10.0.1.5", "10.0.1.6"];
+        assert_eq!(walk(&small, &all, Some("10.0.1.3")), None);
+        assert_eq!(walk(&small, &all[..5], Some("10.0.1.6")).as_deref(), Some("10.0.1.6/29"));
+    }
+
+    #[test]
+    fn a_range_bounds_the_search_and_a_second_subnet_continues_it() {
+        let ranged = [pool("10.0.1.0/24", Some("10.0.1.8/30"))];
+        assert_eq!(walk(&ranged, &[], None).as_deref(), Some("10.0.1.8/24"));
+        assert_eq!(walk(&ranged, &["10.0.1.8"], Some("10.0.1.11")).as_deref(), Some("10.0.1.9/24"));
+        let two = [pool("10.0.1.0/30", None), pool("10.0.2.0/30", None)];
+        assert_eq!(walk(&two, &["10.0.1.1", "10.0.1.2"], Some("10.0.1.2")).as_deref(), Some("10.0.2.1/30"));
+        assert_eq!(walk(&two, &["10.0.2.1", "10.0.2.2"], Some("10.0.2.2")).as_deref(), Some("10.0.1.1/30"));
+        assert_eq!(walk(&[pool("fd00:1::/64", None)], &[], None).as_deref(), Some("fd00:1::1/64"));
+    }
+}

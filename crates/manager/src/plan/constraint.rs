@@ -1,0 +1,66 @@
+//! Placement constraints: `node.labels.zone==a`, `node.role!=manager`.
+
+use shoal_model::{Node, NodeRole};
+
+/// One condition on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Constraint {
+    key: String,
+    equal: bool,
+    value: String,
+}
+
+impl Constraint {
+    /// Reads constraints as SwarmKit does; the error is its text.
+    pub(crate) fn parse_all(texts: &[String]) -> Result<Vec<Self>, String> {
+        texts.iter().map(|text| Self::parse(text)).collect()
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let split = |operator| text.split_once(operator);
+        let (equal, (key, value)) = split("==")
+            .map(|parts| (true, parts))
+            .or_else(|| split("!=").map(|parts| (false, parts)))
+            .ok_or("constraint expected one operator from ==, !=")?;
+        let (key, value) = (key.trim(), value.trim());
+        let is_key = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        if key.is_empty() || !key.chars().all(is_key) {
+            return Err(format!("key '{key}' is invalid"));
+        }
+        let is_value = |c: char| c.is_ascii_alphanumeric() || ":-_./ ".contains(c);
+        if value.is_empty() || !value.chars().all(is_value) {
+            return Err(format!("value '{value}' is invalid"));
+        }
+        Ok(Self { key: key.to_owned(), equal, value: value.to_owned() })
+    }
+
+    /// The node fulfils it. A key that names nothing is never fulfilled.
+    pub(crate) fn holds(&self, node: &Node) -> bool {
+        let lower = self.key.to_lowercase();
+        let description = &node.description;
+        let is = |actual: &str| actual.eq_ignore_ascii_case(&self.value);
+        let same = match lower.as_str() {
+            "node.id" => node.id.as_str() == self.value,
+            "node.hostname" => is(&description.hostname),
+            "node.ip" => node.status.address.to_string() == self.value,
+            "node.role" => is(match node.spec.role {
+                NodeRole::Worker => "worker",
+                NodeRole::Manager => "manager",
+            }),
+            "node.platform.os" => is(&description.os),
+            "node.platform.arch" => is(&description.architecture),
+            _ => {
+                let label = |prefix: &str, labels: &shoal_model::Labels| {
+                    // Label keys keep their case.
+                    let key = lower.starts_with(prefix).then(|| self.key.get(prefix.len()..)).flatten();
+                    key.map(|key| labels.get(key).is_some_and(|actual| is(actual)))
+                };
+                label("node.labels.", &node.spec.labels)
+                    .or_else(|| label("engine.labels.", &description.engine_labels))
+                    // As SwarmKit: a key it does not know fails, whatever the operator.
+                    .unwrap_or(!self.equal)
+            }
+        };
+        same == self.equal
+    }
+}
