@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use shoal_model::{LogSelector, TaskId, TaskState};
+use futures::stream::BoxStream;
+use shoal_model::{ContainerId, LogEntry, LogSelector, TaskId, TaskState};
 use shoal_protocol::encode;
 use shoal_protocol::session::node_message::Message as Up;
 use shoal_protocol::session::{LogData, NodeMessage};
@@ -12,19 +13,20 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::node::Node;
+use crate::session::Host;
 
 /// Lines that travel in one frame at most.
 const CHUNK: usize = 128;
 
 /// What a manager is subscribed to; all of it ends with the session.
-pub(crate) struct Subscriptions {
-    node: Arc<Node>,
+pub(crate) struct Subscriptions<H> {
+    node: Arc<H>,
     outbox: mpsc::Sender<NodeMessage>,
     open: HashMap<u64, DropGuard>,
 }
 
-impl Subscriptions {
-    pub(crate) fn new(node: Arc<Node>, outbox: mpsc::Sender<NodeMessage>) -> Self {
+impl<H: Host> Subscriptions<H> {
+    pub(crate) fn new(node: Arc<H>, outbox: mpsc::Sender<NodeMessage>) -> Self {
         Self { node, outbox, open: HashMap::new() }
     }
 
@@ -32,11 +34,10 @@ impl Subscriptions {
     pub(crate) fn begin(&mut self, subscription: u64, tasks: Vec<TaskId>, selector: LogSelector) {
         let ended = CancellationToken::new();
         for task in tasks {
-            let (node, outbox, selector) = (self.node.clone(), self.outbox.clone(), selector.clone());
+            let lines = self.node.lines(task.clone(), selector.clone());
+            let sending = send(self.outbox.clone(), subscription, task, lines);
             let ended = ended.clone();
-            tokio::spawn(async move {
-                ended.run_until_cancelled(send(node, outbox, subscription, task, selector)).await;
-            });
+            tokio::spawn(async move { ended.run_until_cancelled(sending).await });
         }
         self.open.insert(subscription, ended.drop_guard());
     }
@@ -47,36 +48,45 @@ impl Subscriptions {
 }
 
 async fn send(
-    node: Arc<Node>,
     outbox: mpsc::Sender<NodeMessage>,
     subscription: u64,
     task: TaskId,
-    selector: LogSelector,
+    mut lines: BoxStream<'static, Vec<LogEntry>>,
 ) {
     let data = |entries, end| NodeMessage {
         message: Some(Up::LogData(LogData { subscription, task_id: task.to_string(), entries, end })),
     };
-    if let Some(container) = container(&node, &task, selector.follow).await {
-        let mut chunks = node.runtime.logs(&container, selector).ready_chunks(CHUNK);
-        while let Some(lines) = chunks.next().await {
-            let mut entries = Vec::with_capacity(lines.len());
-            for line in lines {
-                match line {
-                    Ok(entry) => entries.push(encode(&entry).into()),
-                    Err(error) => tracing::warn!(%task, %error, "cannot read the task's log"),
-                }
-            }
-            if outbox.send(data(entries, false)).await.is_err() {
-                return;
-            }
+    while let Some(chunk) = lines.next().await {
+        let entries = chunk.iter().map(|entry| encode(entry).into()).collect();
+        if outbox.send(data(entries, false)).await.is_err() {
+            return;
         }
     }
     // A session that has ended wants nothing more.
     let _ = outbox.send(data(Vec::new(), true)).await;
 }
 
+/// A task's lines in chunks.
+pub(crate) fn lines(
+    node: Arc<Node>,
+    task: TaskId,
+    selector: LogSelector,
+) -> BoxStream<'static, Vec<LogEntry>> {
+    let opening = async move {
+        let container = container(&node, &task, selector.follow).await?;
+        let readable = node.runtime.logs(&container, selector).filter_map(move |line| {
+            if let Err(error) = &line {
+                tracing::warn!(%container, %error, "cannot read the log");
+            }
+            std::future::ready(line.ok())
+        });
+        Some(readable.ready_chunks(CHUNK))
+    };
+    futures::stream::once(opening).filter_map(std::future::ready).flatten().boxed()
+}
+
 /// The task's container, once it has been started; a follower waits for that.
-async fn container(node: &Node, task: &TaskId, follow: bool) -> Option<shoal_model::ContainerId> {
+async fn container(node: &Node, task: &TaskId, follow: bool) -> Option<ContainerId> {
     let mut changes = node.tasks.watch(task)?;
     loop {
         {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use nix::fcntl::{Flock, FlockArg};
 use shoal_balancer::{Balancer, BalancerConfig};
-use shoal_model::{ContainerId, IdGenerator, NodeDescription, TaskId};
+use shoal_model::{ContainerId, IdGenerator, LogEntry, LogSelector, NodeDescription, TaskId, TaskStatus};
 use shoal_network::{Fabric, NetworkConfig};
 use shoal_runtime::{Container as RuntimeContainer, Runtime, RuntimeConfig};
 use tokio::sync::watch;
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::resolver::Resolver;
 use crate::sandbox::TASK_LABEL;
+use crate::session::{Assigned, Host};
 use crate::store::{NodeStore, Stored, TaskRecord};
 use crate::tables::{Effects, Tables};
 use crate::task::{Container, Observed};
@@ -196,6 +198,47 @@ impl Node {
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             engine_labels: BTreeMap::new(),
         }
+    }
+}
+
+impl Host for Node {
+    fn description(&self) -> NodeDescription {
+        Node::description(self)
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn obey(self: &Arc<Self>, assigned: Assigned) {
+        if assigned.complete {
+            self.tasks.retain(&assigned.put.iter().map(|task| task.id.clone()).collect());
+        }
+        for id in &assigned.remove {
+            self.tasks.unassign(id);
+        }
+        for task in assigned.put {
+            self.tasks.assign(self, task);
+        }
+        if assigned.complete {
+            self.disown_the_rest();
+        }
+    }
+
+    fn report_all(&self) {
+        self.tasks.report_all();
+    }
+
+    async fn news(&self) {
+        self.tasks.news().await;
+    }
+
+    fn take_unreported(&self) -> Vec<(TaskId, TaskStatus)> {
+        self.tasks.take_unreported()
+    }
+
+    fn lines(self: &Arc<Self>, task: TaskId, selector: LogSelector) -> BoxStream<'static, Vec<LogEntry>> {
+        crate::logs::lines(self.clone(), task, selector)
     }
 }
 

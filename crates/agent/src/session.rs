@@ -1,12 +1,17 @@
 //! The conversation with the manager. It may break at any time; nothing that runs depends on it.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use hyper_util::rt::TokioIo;
-use shoal_model::{NetworkId, NetworkTable, TableDelta, TableVersion, Task, TaskId};
+use shoal_model::{
+    LogEntry, LogSelector, NetworkId, NetworkTable, NodeDescription, TableDelta, TableVersion, Task, TaskId,
+    TaskStatus,
+};
 use shoal_protocol::session::dispatcher_client::DispatcherClient;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
@@ -22,8 +27,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::Membership;
 use crate::logs::Subscriptions;
-use crate::node::Node;
-use crate::tables::InForce;
+use crate::tables::{InForce, Tables};
 
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(8);
@@ -34,6 +38,30 @@ const BATCH: Duration = Duration::from_millis(5);
 /// Frames that may wait to be sent; whoever adds another waits.
 const OUTBOX: usize = 64;
 const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// What the manager says this node is to run.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Assigned {
+    /// `put` is everything.
+    pub complete: bool,
+    pub put: Vec<Task>,
+    pub remove: Vec<TaskId>,
+}
+
+/// The node, as far as a session knows it.
+pub(crate) trait Host: Send + Sync + 'static {
+    fn description(&self) -> NodeDescription;
+    fn tables(&self) -> &Tables;
+    fn obey(self: &Arc<Self>, assigned: Assigned);
+    /// Everything is to be reported anew.
+    fn report_all(&self);
+    /// Returns when there is something to report.
+    fn news(&self) -> impl Future<Output = ()> + Send;
+    /// The newest status of every task the manager has not been told of.
+    fn take_unreported(&self) -> Vec<(TaskId, TaskStatus)>;
+    /// A task's log lines in chunks; empty when it has no container and will not get one.
+    fn lines(self: &Arc<Self>, task: TaskId, selector: LogSelector) -> BoxStream<'static, Vec<LogEntry>>;
+}
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +79,7 @@ pub(crate) enum Ended {
 }
 
 /// Keeps a session with the manager of this membership until cancelled.
-pub(crate) async fn keep(node: Arc<Node>, member: Membership, closing: CancellationToken) {
+pub(crate) async fn keep<H: Host>(node: Arc<H>, member: Membership, closing: CancellationToken) {
     let mut back_off = BACK_OFF_FIRST;
     loop {
         let mut welcomed = false;
@@ -69,7 +97,7 @@ pub(crate) async fn keep(node: Arc<Node>, member: Membership, closing: Cancellat
 }
 
 /// One session, to its end.
-async fn hold(node: &Arc<Node>, member: &Membership, welcomed: &mut bool) -> Ended {
+async fn hold<H: Host>(node: &Arc<H>, member: &Membership, welcomed: &mut bool) -> Ended {
     match open(node, member).await {
         Ok(mut session) => {
             *welcomed = true;
@@ -83,14 +111,14 @@ async fn hold(node: &Arc<Node>, member: &Membership, welcomed: &mut bool) -> End
     }
 }
 
-struct Session {
-    node: Arc<Node>,
+struct Session<H> {
+    node: Arc<H>,
     outbox: mpsc::Sender<NodeMessage>,
     inbox: tonic::Streaming<shoal_protocol::session::ManagerMessage>,
     heartbeat: Duration,
-    logs: Subscriptions,
+    logs: Subscriptions<H>,
     /// The versions the manager has been told to be in force.
-    told: std::collections::BTreeMap<NetworkId, TableVersion>,
+    told: BTreeMap<NetworkId, TableVersion>,
 }
 
 async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {
@@ -109,13 +137,13 @@ async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {
 }
 
 /// Says hello and waits for the welcome.
-async fn open(node: &Arc<Node>, member: &Membership) -> Result<Session, Ended> {
+async fn open<H: Host>(node: &Arc<H>, member: &Membership) -> Result<Session<H>, Ended> {
     let channel = connect(&member.manager).await?;
     let mut client = DispatcherClient::new(channel)
         .max_decoding_message_size(MAX_FRAME_BYTES)
         .max_encoding_message_size(MAX_FRAME_BYTES);
     let (outbox, frames) = mpsc::channel(OUTBOX);
-    let held = node.tables.in_force().borrow().clone();
+    let held = node.tables().in_force().borrow().clone();
     let hello = Hello {
         node_id: member.node.to_string(),
         protocol_min: PROTOCOL_MIN,
@@ -139,16 +167,16 @@ async fn open(node: &Arc<Node>, member: &Membership) -> Result<Session, Ended> {
         period => Duration::from_millis(period),
     };
     // The manager may be a new one, and have missed anything.
-    node.tasks.report_all();
+    node.report_all();
     let logs = Subscriptions::new(node.clone(), outbox.clone());
     Ok(Session { node: node.clone(), outbox, inbox, heartbeat, logs, told })
 }
 
-impl Session {
+impl<H: Host> Session<H> {
     /// Until the manager ends it.
     async fn converse(&mut self) -> Result<(), Ended> {
         let node = self.node.clone();
-        let mut in_force = node.tables.in_force();
+        let mut in_force = node.tables().in_force();
         // What came into force since the hello.
         in_force.mark_changed();
         let mut beat = tokio::time::interval(self.heartbeat);
@@ -161,7 +189,7 @@ impl Session {
                     Some(None) => {}
                     None => return Ok(()),
                 },
-                () = node.tasks.news() => {
+                () = node.news() => {
                     tokio::time::sleep(BATCH).await;
                     self.send_statuses().await?;
                 }
@@ -179,15 +207,15 @@ impl Session {
         match message {
             Down::Welcome(_) => {}
             Down::Assignments(assignments) => self.assign(assignments)?,
-            Down::Table(payload) => self.node.tables.put(decode::<NetworkTable>(&payload)?),
+            Down::Table(payload) => self.node.tables().put(decode::<NetworkTable>(&payload)?),
             Down::TableDelta(payload) => {
-                if let Err(mismatch) = self.node.tables.apply(&decode::<TableDelta>(&payload)?) {
+                if let Err(mismatch) = self.node.tables().apply(&decode::<TableDelta>(&payload)?) {
                     tracing::debug!(%mismatch, "asking for a snapshot");
                     let network_id = mismatch.network.to_string();
                     self.send(Up::TableRequest(TableRequest { network_id })).await?;
                 }
             }
-            Down::TableGone(network) => self.node.tables.remove(&NetworkId::new(network)),
+            Down::TableGone(network) => self.node.tables().remove(&NetworkId::new(network)),
             Down::LogSubscribe(subscribe) => {
                 let tasks = subscribe.task_ids.iter().map(TaskId::new).collect();
                 self.logs.begin(subscribe.subscription, tasks, decode(&subscribe.selector)?);
@@ -200,26 +228,14 @@ impl Session {
     fn assign(&self, assignments: Assignments) -> Result<(), Ended> {
         let tasks = assignments.put.iter().map(|payload| decode::<Task>(payload));
         let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
-        if assignments.complete {
-            let assigned: HashSet<TaskId> = tasks.iter().map(|task| task.id.clone()).collect();
-            self.node.tasks.retain(&assigned);
-        }
-        for id in &assignments.remove {
-            self.node.tasks.unassign(&TaskId::new(id));
-        }
-        for task in tasks {
-            self.node.tasks.assign(&self.node, task);
-        }
-        if assignments.complete {
-            self.node.disown_the_rest();
-        }
+        let remove = assignments.remove.iter().map(TaskId::new).collect();
+        self.node.obey(Assigned { complete: assignments.complete, put: tasks, remove });
         Ok(())
     }
 
     async fn send_statuses(&mut self) -> Result<(), Ended> {
         let reports: Vec<TaskStatusReport> = self
             .node
-            .tasks
             .take_unreported()
             .into_iter()
             .map(|(id, status)| TaskStatusReport { task_id: id.to_string(), status: encode(&status).into() })
@@ -245,3 +261,6 @@ impl Session {
         self.outbox.send(frame).await.map_err(|_| Ended::Closed)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,6 +141,12 @@ impl Tables {
         }
     }
 
+    /// A table as the manager sent it last.
+    #[cfg(test)]
+    pub(crate) fn sent(&self, network: &NetworkId) -> Option<Arc<NetworkTable>> {
+        lock(&self.wishes).tables.get(network).cloned()
+    }
+
     /// The networks this node is to know.
     pub(crate) fn wanted(&self) -> HashSet<NetworkId> {
         lock(&self.wishes).tables.keys().cloned().collect()
@@ -240,7 +246,8 @@ impl Tables {
         (networks.into_iter().map(|id| (id.clone(), tables.get(&id).map(wish))).collect(), dead)
     }
 
-    fn publish(&self, network: NetworkId, table: Option<Arc<NetworkTable>>) {
+    /// Tells everybody what is in force of one network; `None`: it is gone.
+    pub(crate) fn publish(&self, network: NetworkId, table: Option<Arc<NetworkTable>>) {
         self.in_force.send_if_modified(|in_force| {
             if in_force.get(&network) == table.as_ref() {
                 return false;

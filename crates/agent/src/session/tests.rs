@@ -1,0 +1,266 @@
+//! A session against a scripted manager, over a real unix socket.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use futures::StreamExt;
+use futures::stream;
+use jiff::Timestamp;
+use shoal_model::{LogSource, ServiceId, TaskState};
+use shoal_protocol::session::dispatcher_server::{Dispatcher, DispatcherServer};
+use shoal_protocol::session::{LogSubscribe, ManagerMessage, Welcome};
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+use crate::{lock, testing};
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// A node that only notes what it is told.
+struct FakeNode {
+    tables: Tables,
+    obeyed: Mutex<Vec<Assigned>>,
+    unreported: Mutex<Vec<(TaskId, TaskStatus)>>,
+    news: Notify,
+}
+
+impl FakeNode {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            tables: Tables::new(Vec::new()),
+            obeyed: Mutex::default(),
+            unreported: Mutex::default(),
+            news: Notify::new(),
+        })
+    }
+
+    fn status() -> (TaskId, TaskStatus) {
+        (TaskId::new("t1"), TaskStatus::new(TaskState::Running, Timestamp::UNIX_EPOCH, "started"))
+    }
+
+    fn in_force(&self, table: &NetworkTable) {
+        self.tables.publish(table.network.clone(), Some(Arc::new(table.clone())));
+    }
+}
+
+impl Host for FakeNode {
+    fn description(&self) -> NodeDescription {
+        NodeDescription { hostname: "fake".to_owned(), ..NodeDescription::default() }
+    }
+
+    fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn obey(self: &Arc<Self>, assigned: Assigned) {
+        lock(&self.obeyed).push(assigned);
+    }
+
+    fn report_all(&self) {
+        *lock(&self.unreported) = vec![Self::status()];
+        self.news.notify_one();
+    }
+
+    async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    fn take_unreported(&self) -> Vec<(TaskId, TaskStatus)> {
+        std::mem::take(&mut lock(&self.unreported))
+    }
+
+    fn lines(self: &Arc<Self>, _: TaskId, _: LogSelector) -> BoxStream<'static, Vec<LogEntry>> {
+        let entry = |line: &str| LogEntry {
+            time: Timestamp::UNIX_EPOCH,
+            source: LogSource::Stdout,
+            line: line.as_bytes().to_vec(),
+        };
+        stream::iter([vec![entry("one\n"), entry("two\n")]]).boxed()
+    }
+}
+
+/// One accepted session, from the manager's side.
+struct Accepted {
+    up: Streaming<NodeMessage>,
+    down: mpsc::Sender<Result<ManagerMessage, Status>>,
+}
+
+impl Accepted {
+    async fn next(&mut self) -> Up {
+        loop {
+            let frame = tokio::time::timeout(BOUND, self.up.message()).await.expect("a frame in time");
+            match frame.unwrap().expect("the session is open").message.unwrap() {
+                Up::Heartbeat(_) => {}
+                message => return message,
+            }
+        }
+    }
+
+    async fn send(&self, message: Down) {
+        self.down.send(Ok(ManagerMessage { message: Some(message) })).await.unwrap();
+    }
+
+    async fn welcome(&mut self) -> Hello {
+        let Up::Hello(hello) = self.next().await else { panic!("hello comes first") };
+        self.send(Down::Welcome(Welcome { protocol: 1, heartbeat_period_ms: 50 })).await;
+        hello
+    }
+}
+
+struct FakeManager {
+    sessions: mpsc::Sender<Accepted>,
+}
+
+#[tonic::async_trait]
+impl Dispatcher for FakeManager {
+    type SessionStream = ReceiverStream<Result<ManagerMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<NodeMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (down, frames) = mpsc::channel(64);
+        let accepted = Accepted { up: request.into_inner(), down };
+        self.sessions.send(accepted).await.map_err(|_| Status::unavailable("test is over"))?;
+        Ok(Response::new(ReceiverStream::new(frames)))
+    }
+}
+
+/// A node with a session to a scripted manager.
+struct Stage {
+    node: Arc<FakeNode>,
+    sessions: mpsc::Receiver<Accepted>,
+    _stop: tokio_util::sync::DropGuard,
+    _dir: tempfile::TempDir,
+}
+
+impl Stage {
+    fn set() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("manager.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (sender, sessions) = mpsc::channel(8);
+        let server = tonic::transport::Server::builder()
+            .add_service(DispatcherServer::new(FakeManager { sessions: sender }))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        let closing = CancellationToken::new();
+        let serving = closing.clone();
+        tokio::spawn(async move { serving.run_until_cancelled(server).await });
+        let node = FakeNode::new();
+        let member = Membership { manager: socket, ..testing::membership() };
+        tokio::spawn(keep(node.clone(), member, closing.clone()));
+        Self { node, sessions, _stop: closing.drop_guard(), _dir: dir }
+    }
+
+    async fn accept(&mut self) -> Accepted {
+        tokio::time::timeout(BOUND, self.sessions.recv()).await.expect("a session in time").unwrap()
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let holds = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(BOUND, holds).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+#[tokio::test]
+async fn hello_names_the_node_and_what_it_holds_and_every_status_follows() {
+    let stage = Stage::set();
+    stage.node.in_force(&testing::table("n1", 7));
+    let mut stage = stage;
+    let mut session = stage.accept().await;
+    let hello = session.welcome().await;
+    assert_eq!(hello.node_id, "node1");
+    assert_eq!(decode::<NodeDescription>(&hello.description).unwrap().hostname, "fake");
+    let Up::Statuses(statuses) = session.next().await else { panic!("statuses first") };
+    assert_eq!(statuses.reports[0].task_id, "t1");
+    let status: TaskStatus = decode(&statuses.reports[0].status).unwrap();
+    assert_eq!(status, FakeNode::status().1);
+}
+
+#[tokio::test]
+async fn assignments_reach_the_node_and_a_new_session_repeats_everything() {
+    let mut stage = Stage::set();
+    let mut first = stage.accept().await;
+    first.welcome().await;
+    let task = testing::task("t9");
+    let put = vec![encode(&task).into()];
+    first.send(Down::Assignments(Assignments { complete: true, put, remove: vec!["t3".to_owned()] })).await;
+    until("the assignment is obeyed", || !lock(&stage.node.obeyed).is_empty()).await;
+    let obeyed = lock(&stage.node.obeyed).remove(0);
+    assert_eq!(obeyed, Assigned { complete: true, put: vec![task], remove: vec![TaskId::new("t3")] });
+
+    // The manager goes away; the node comes back by itself and says everything again.
+    drop(first);
+    stage.node.in_force(&testing::table("n1", 4));
+    let mut second = stage.accept().await;
+    let hello = second.welcome().await;
+    assert_eq!(hello.held.len(), 1);
+    assert_eq!(hello.held[0].parts().1.revision, 4);
+    assert!(matches!(second.next().await, Up::Statuses(_)));
+}
+
+#[tokio::test]
+async fn a_table_is_acknowledged_when_it_is_in_force_and_not_before() {
+    let mut stage = Stage::set();
+    let mut session = stage.accept().await;
+    session.welcome().await;
+    assert!(matches!(session.next().await, Up::Statuses(_)));
+    let table = testing::table("n1", 5);
+    session.send(Down::Table(encode(&table).into())).await;
+    until("the table is taken", || stage.node.tables.sent(&table.network).is_some()).await;
+
+    let mut next = table.clone();
+    next.version.revision = 6;
+    next.services.insert(ServiceId::new("s"), testing::service("web", None, &[]));
+    session.send(Down::TableDelta(encode(&table.delta_to(&next)).into())).await;
+    until("the delta is taken", || stage.node.tables.sent(&table.network).is_some_and(|held| *held == next))
+        .await;
+
+    stage.node.in_force(&next);
+    let Up::Ack(ack) = session.next().await else { panic!("an acknowledgement") };
+    assert_eq!(ack.parts(), (NetworkId::new("n1"), next.version));
+
+    session.send(Down::TableGone("n1".to_owned())).await;
+    until("the network is let go", || stage.node.tables.sent(&table.network).is_none()).await;
+}
+
+#[tokio::test]
+async fn a_delta_that_does_not_fit_is_answered_with_a_request() {
+    let mut stage = Stage::set();
+    let mut session = stage.accept().await;
+    session.welcome().await;
+    assert!(matches!(session.next().await, Up::Statuses(_)));
+    let (old, new) = (testing::table("n1", 5), testing::table("n1", 6));
+    session.send(Down::TableDelta(encode(&old.delta_to(&new)).into())).await;
+    let Up::TableRequest(request) = session.next().await else { panic!("a request") };
+    assert_eq!(request.network_id, "n1");
+    let held: BTreeSet<NetworkId> = stage.node.tables.wanted().into_iter().collect();
+    assert!(held.is_empty(), "nothing was taken over");
+}
+
+#[tokio::test]
+async fn log_lines_come_with_an_end() {
+    let mut stage = Stage::set();
+    let mut session = stage.accept().await;
+    session.welcome().await;
+    assert!(matches!(session.next().await, Up::Statuses(_)));
+    let subscribe = LogSubscribe {
+        subscription: 3,
+        task_ids: vec!["t1".to_owned()],
+        selector: encode(&LogSelector::default()).into(),
+    };
+    session.send(Down::LogSubscribe(subscribe)).await;
+    let Up::LogData(data) = session.next().await else { panic!("lines") };
+    let lines: Vec<LogEntry> = data.entries.iter().map(|entry| decode(entry).unwrap()).collect();
+    assert_eq!((data.subscription, lines.len(), data.end), (3, 2, false));
+    assert_eq!(lines[1].line, b"two\n");
+    let Up::LogData(data) = session.next().await else { panic!("an end") };
+    assert!(data.end && data.entries.is_empty());
+}
