@@ -25,6 +25,8 @@ pub enum Error {
     Missing(&'static str),
     #[error("eBPF map {name}")]
     Map { name: &'static str, source: aya::maps::MapError },
+    #[error("pinned map {0} is not of this layout's shape")]
+    Shape(&'static str),
     #[error("pin {path}")]
     Pin { path: PathBuf, source: aya::pin::PinError },
     #[error("{action}")]

@@ -3,10 +3,10 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramFd, SchedClassifier};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, Pod};
 
 use crate::layout::{LocalKey, RawPort, RawSandbox, RawService, Set};
 use crate::pins::Pins;
@@ -147,16 +147,27 @@ fn denied(error: &aya::programs::ProgramError) -> bool {
     matches!(error, SyscallError(call) if call.io_error.raw_os_error() == Some(libc::EPERM))
 }
 
-fn hash<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<HashMap<MapData, K, V>> {
-    map(ebpf, name)?.try_into().map_err(|source| Error::Map { name, source })
+fn hash<K: Pod, V: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<HashMap<MapData, K, V>> {
+    let map = map(ebpf, name, size_of::<K>(), size_of::<V>())?;
+    map.try_into().map_err(|source| Error::Map { name, source })
 }
 
-fn array<V: aya::Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, V>> {
-    map(ebpf, name)?.try_into().map_err(|source| Error::Map { name, source })
+fn array<V: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, V>> {
+    let map = map(ebpf, name, size_of::<u32>(), size_of::<V>())?;
+    map.try_into().map_err(|source| Error::Map { name, source })
 }
 
-fn map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map> {
-    ebpf.take_map(name).ok_or(Error::Missing(name))
+/// A map, once the kernel has said that its keys and values are of these sizes: what is pinned under our
+/// names was made by whoever could write there, and the kernel copies by its own sizes.
+fn map(ebpf: &mut Ebpf, name: &'static str, key: usize, value: usize) -> Result<Map> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
+    if let Map::HashMap(data) | Map::Array(data) = &map {
+        let info = data.info().map_err(|source| Error::Map { name, source })?;
+        if info.key_size() as usize == key && info.value_size() as usize == value {
+            return Ok(map);
+        }
+    }
+    Err(Error::Shape(name))
 }
 
 /// The root of the unified hierarchy. On a hybrid machine it is not at `/sys/fs/cgroup` itself.

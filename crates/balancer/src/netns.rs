@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::net::UdpSocket;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::{Error, Result, sys};
 
@@ -40,9 +40,8 @@ pub fn netns_cookie(netns: &Path) -> Result<u64> {
 
 /// The cookie of the calling thread's network namespace.
 pub fn own_netns_cookie() -> Result<u64> {
-    // Any socket knows its namespace; binding to port 0 of loopback works also while `lo` is down.
-    let socket = UdpSocket::bind("127.0.0.1:0")
-        .or_else(|_| UdpSocket::bind("0.0.0.0:0"))
-        .map_err(system("make a socket"))?;
+    // Any socket knows its namespace; this one never gets a port.
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(|errno| system("make a socket")(errno.into()))?;
     sys::netns_cookie(&socket).map_err(system("read the network namespace's cookie"))
 }

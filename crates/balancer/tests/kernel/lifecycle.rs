@@ -28,7 +28,8 @@ fn what_was_set_works_while_no_process_holds_anything_and_is_adopted() {
     assert_eq!(ask_udp(&socket, to).unwrap(), ("b".to_owned(), to));
     assert!(world.run("a", &format!("busybox ping -c 1 -W 1 {VIP}")).is_some());
 
-    // The programs are exchanged under load.
+    // The programs are exchanged under load, in the links that are there.
+    let (link, program) = link_and_program(&world.config.pins, "shoal_connect4");
     std::thread::scope(|scope| {
         let load = scope
             .spawn(|| world.inside("a", || (0..500).filter_map(|_| ask_tcp(to).err()).collect::<Vec<_>>()));
@@ -37,6 +38,9 @@ fn what_was_set_works_while_no_process_holds_anything_and_is_adopted() {
         }
         assert!(load.join().unwrap().is_empty());
     });
+    let (link_after, program_after) = link_and_program(&world.config.pins, "shoal_connect4");
+    assert_eq!(link_after, link, "never detached");
+    assert_ne!(program_after, program, "this build's program");
     world.balancer = Some(Balancer::open(&world.config).unwrap());
     assert_eq!(world.balancer().read_back().unwrap(), held);
     // What is changed now is changed for the programs that run.
@@ -148,13 +152,23 @@ fn programs_over(maps: &HashSet<u32>) -> usize {
         .count()
 }
 
+/// What is pinned, as bpftool tells it.
+fn bpftool(arguments: &str, path: &Path) -> String {
+    let mut command = std::process::Command::new("bpftool");
+    let output = command.arg("--json").args(arguments.split(' ')).arg(path).output().unwrap();
+    assert!(output.status.success(), "{arguments} {path:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn link_and_program(pins: &Path, hook: &str) -> (u32, u32) {
+    let text = bpftool("link show pinned", &pins.join("1/links").join(hook));
+    let number = |name: &str| {
+        let (_, rest) = text.split_once(&format!("\"{name}\":")).unwrap();
+        rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    };
+    (number("id"), number("prog_id"))
+}
+
 fn entries(pins: &Path, map: &str) -> usize {
-    let path = pins.join("1/maps").join(map);
-    let output = std::process::Command::new("bpftool")
-        .args(["--json", "map", "dump", "pinned"])
-        .arg(path)
-        .output()
-        .unwrap();
-    assert!(output.status.success());
-    String::from_utf8_lossy(&output.stdout).matches("\"key\"").count()
+    bpftool("map dump pinned", &pins.join("1/maps").join(map)).matches("\"key\"").count()
 }
