@@ -1,0 +1,83 @@
+//! `shoal daemon`: a node, its cluster membership, and the API over both.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use shoal_agent::Agent;
+use shoal_api::Engine;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::membership::Membership;
+use crate::options::{LogFormat, Options};
+
+/// Members of this group may use the API, if the group exists.
+const GROUP: &str = "shoal";
+
+pub(crate) fn run(options: Options) -> anyhow::Result<()> {
+    log_to_stderr(options.log_format);
+    crate::runtime()?.block_on(serve(options))
+}
+
+async fn serve(options: Options) -> anyhow::Result<()> {
+    // Caught from here on: a stop during the start is a clean stop, too.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, data_dir = %options.agent.data_dir.display(), "starting");
+    let agent = Agent::start(options.agent.clone()).await?;
+    let membership = Arc::new(Membership::resume(agent.clone(), &options.agent).await);
+    let listener = listen(&options.socket).await?;
+    let engine = Engine::new(agent.clone(), membership.clone(), options.agent.data_dir.clone(), version);
+    tracing::info!(socket = %options.socket.display(), "ready");
+    let stopped = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; containers go on running");
+    };
+    let served = shoal_api::serve(listener, engine, stopped).await;
+    // Gone before the rest, so that nobody finds a socket that does not answer.
+    let _ = std::fs::remove_file(&options.socket);
+    agent.shutdown().await;
+    membership.shutdown().await;
+    tracing::info!("stopped");
+    served.context("serve the API")
+}
+
+/// Binds the API's socket; one that a former process left is replaced.
+async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => bail!("another daemon answers on {}", path.display()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).with_context(|| format!("remove stale {}", path.display()))?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    if let Some(group) = nix::unistd::Group::from_name(GROUP)? {
+        nix::unistd::chown(path, None, Some(group.gid))
+            .with_context(|| format!("chown {}", path.display()))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("chmod {}", path.display()))?;
+    Ok(listener)
+}
+
+/// What is logged is chosen by `RUST_LOG`, `info` by default.
+pub(crate) fn log_to_stderr(format: LogFormat) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}

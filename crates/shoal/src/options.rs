@@ -1,0 +1,179 @@
+//! What a daemon is told: flags, then `daemon.json`, then defaults.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use shoal_agent::AgentConfig;
+
+/// Read when it is there and no other file is named.
+const CONFIG_FILE: &str = "/etc/shoal/daemon.json";
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Flags of every verb that concerns a node of this machine.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct DaemonArgs {
+    /// Where the node keeps what survives a reboot [default: /var/lib/shoal]
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// Where the node keeps sockets and namespaces [default: /run/shoal]
+    #[arg(long)]
+    pub run_dir: Option<PathBuf>,
+    /// Name of the node in its cluster [default: the host name]
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// The node's resolver configuration [default: /etc/resolv.conf]
+    #[arg(long)]
+    pub resolv_conf: Option<PathBuf>,
+    /// Socket of containerd [default: /run/containerd/containerd.sock]
+    #[arg(long)]
+    pub containerd: Option<PathBuf>,
+    /// containerd's namespace for this node [default: shoal]
+    #[arg(long)]
+    pub containerd_namespace: Option<String>,
+    /// Configuration file; flags win over it [default: /etc/shoal/daemon.json]
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Form of the daemon's own log [default: text]
+    #[arg(long)]
+    pub log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub node: DaemonArgs,
+    /// Print the checks as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ResetArgs {
+    #[command(flatten)]
+    pub node: DaemonArgs,
+}
+
+/// `daemon.json`: Docker's key names where the meaning is Docker's.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    hosts: Vec<String>,
+    data_root: Option<PathBuf>,
+    exec_root: Option<PathBuf>,
+    node_name: Option<String>,
+    resolv_conf: Option<PathBuf>,
+    containerd: Option<PathBuf>,
+    containerd_namespace: Option<String>,
+    log_format: Option<LogFormat>,
+}
+
+/// Everything decided.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// The unix socket on which the API is served.
+    pub socket: PathBuf,
+    pub agent: AgentConfig,
+    pub log_format: LogFormat,
+}
+
+impl DaemonArgs {
+    /// Fills every gap; `host` is a `-H` from the command line.
+    pub(crate) fn resolve(self, host: Option<String>) -> anyhow::Result<Options> {
+        let file = self.read_file()?;
+        let host = match (host, file.hosts.as_slice()) {
+            (Some(host), _) => host,
+            (None, []) => shoal_cli::DEFAULT_HOST.to_owned(),
+            (None, [host]) => host.clone(),
+            (None, hosts) => bail!("only one host is supported, the configuration names {}", hosts.len()),
+        };
+        let Some(socket) = host.strip_prefix("unix://") else {
+            bail!("cannot listen on {host:?}: only unix:///PATH is supported");
+        };
+        let node_name = match self.node_name.or(file.node_name) {
+            Some(name) => name,
+            None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+        };
+        let path = |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| {
+            let path = flag.or(file).unwrap_or_else(|| PathBuf::from(default));
+            std::path::absolute(&path).with_context(|| format!("path {}", path.display()))
+        };
+        Ok(Options {
+            socket: std::path::absolute(socket)?,
+            log_format: self.log_format.or(file.log_format).unwrap_or_default(),
+            agent: AgentConfig {
+                data_dir: path(self.data_dir, file.data_root, "/var/lib/shoal")?,
+                run_dir: path(self.run_dir, file.exec_root, "/run/shoal")?,
+                node_name,
+                resolv_conf: path(self.resolv_conf, file.resolv_conf, "/etc/resolv.conf")?,
+                executable: std::env::current_exe()?,
+                containerd: path(self.containerd, file.containerd, "/run/containerd/containerd.sock")?,
+                containerd_namespace: self
+                    .containerd_namespace
+                    .or(file.containerd_namespace)
+                    .unwrap_or_else(|| "shoal".to_owned()),
+            },
+        })
+    }
+
+    fn read_file(&self) -> anyhow::Result<File> {
+        let path = self.config.as_deref().unwrap_or(Path::new(CONFIG_FILE));
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if self.config.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(File::default());
+            }
+            read => read.with_context(|| format!("read {}", path.display()))?,
+        };
+        serde_json::from_str(&text).with_context(|| format!("configuration {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str) -> (tempfile::TempDir, DaemonArgs) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("daemon.json");
+        std::fs::write(&path, text).unwrap();
+        (dir, DaemonArgs { config: Some(path), ..DaemonArgs::default() })
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let (_dir, mut arguments) = with_file(
+            r#"{"data-root": "/a", "exec-root": "/b", "hosts": ["unix:///c.sock"], "log-format": "json"}"#,
+        );
+        arguments.data_dir = Some("/flag".into());
+        let options = arguments.clone().resolve(None).unwrap();
+        assert_eq!(options.agent.data_dir, Path::new("/flag"));
+        assert_eq!(options.agent.run_dir, Path::new("/b"));
+        assert_eq!(options.socket, Path::new("/c.sock"));
+        assert_eq!(options.log_format, LogFormat::Json);
+        assert_eq!(options.agent.containerd_namespace, "shoal");
+        let options = arguments.resolve(Some("unix:///d.sock".to_owned())).unwrap();
+        assert_eq!(options.socket, Path::new("/d.sock"));
+    }
+
+    #[test]
+    fn unknown_keys_and_missing_files_are_errors() {
+        let (_dir, arguments) = with_file(r#"{"data-rot": "/a"}"#);
+        let error = format!("{:#}", arguments.resolve(None).unwrap_err());
+        assert!(error.contains("unknown field `data-rot`"), "{error}");
+        let missing = DaemonArgs { config: Some("/nonexistent/daemon.json".into()), ..DaemonArgs::default() };
+        assert!(missing.resolve(None).is_err());
+    }
+
+    #[test]
+    fn only_unix_sockets_are_served() {
+        let (_dir, arguments) = with_file("{}");
+        assert!(arguments.resolve(Some("tcp://0.0.0.0:2375".to_owned())).is_err());
+    }
+}
