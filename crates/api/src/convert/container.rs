@@ -1,0 +1,425 @@
+//! [`shoal_agent::ContainerView`] → containers as Docker's clients read them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use shoal_agent::{ContainerView, Health, HealthStatus};
+use shoal_model::{Attachment, MountKind};
+use shoal_runtime::{Container, ContainerState};
+
+use super::image::STORAGE_DRIVER;
+use super::network::endpoint_id;
+use super::service_out::{healthcheck, ulimit};
+use super::{some, time};
+use crate::wire::container as wire;
+use crate::wire::image::{Config, GraphDriver};
+use crate::wire::{ZERO_TIME, service::Map};
+
+/// Docker's list of paths that a container sees empty.
+const MASKED_PATHS: [&str; 10] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+
+/// Docker's list of paths that a container cannot write.
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Docker's default for `/dev/shm`, in bytes.
+const SHM_SIZE: u64 = 64 * 1024 * 1024;
+
+/// `running`, `exited`, `created`.
+pub(crate) fn state_word(container: &Container) -> &'static str {
+    match container.state {
+        ContainerState::Created => "created",
+        ContainerState::Running { .. } => "running",
+        ContainerState::Exited { .. } => "exited",
+    }
+}
+
+pub(crate) fn health_word(view: &ContainerView) -> &'static str {
+    match view.health.as_ref().map(|health| health.status) {
+        None => "none",
+        Some(status) => health_status(status),
+    }
+}
+
+fn health_status(status: HealthStatus) -> &'static str {
+    match status {
+        HealthStatus::Starting => "starting",
+        HealthStatus::Healthy => "healthy",
+        HealthStatus::Unhealthy => "unhealthy",
+    }
+}
+
+pub(crate) fn summary(view: &ContainerView, now: Timestamp) -> wire::Summary {
+    let container = &view.container;
+    wire::Summary {
+        id: container.config.id.to_string(),
+        names: vec![format!("/{}", container.config.name)],
+        image: container.config.image.clone(),
+        image_id: container.image_id.clone(),
+        command: container.argv.join(" "),
+        created: container.created.as_second(),
+        ports: Vec::new(),
+        labels: container.config.labels.clone(),
+        state: state_word(container),
+        status: status(view, now),
+        host_config: wire::SummaryHostConfig { network_mode: network_mode(container) },
+        network_settings: wire::SummaryNetworks { networks: endpoints(view, false) },
+        mounts: mounts(container),
+    }
+}
+
+/// `Up 3 minutes (healthy)`, `Exited (1) 2 hours ago`.
+fn status(view: &ContainerView, now: Timestamp) -> String {
+    match view.container.state {
+        ContainerState::Created => "Created".to_owned(),
+        ContainerState::Running { started, .. } => {
+            let health = match view.health.as_ref().map(|health| health.status) {
+                None => String::new(),
+                Some(HealthStatus::Starting) => " (health: starting)".to_owned(),
+                Some(status) => format!(" ({})", health_status(status)),
+            };
+            format!("Up {}{health}", human(seconds(started, now)))
+        }
+        ContainerState::Exited { exit, .. } => {
+            format!("Exited ({}) {} ago", exit.code, human(seconds(exit.at, now)))
+        }
+    }
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.as_second().saturating_sub(from.as_second())).unwrap_or_default()
+}
+
+/// go-units' `HumanDuration`.
+fn human(seconds: u64) -> String {
+    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
+    match (seconds, minutes, hours) {
+        (0, ..) => "Less than a second".to_owned(),
+        (1, ..) => "1 second".to_owned(),
+        (..60, ..) => format!("{seconds} seconds"),
+        (_, 1, _) => "About a minute".to_owned(),
+        (_, ..60, _) => format!("{minutes} minutes"),
+        (.., 1) => "About an hour".to_owned(),
+        (.., ..48) => format!("{hours} hours"),
+        (.., ..336) => format!("{} days", hours / 24),
+        (.., ..1440) => format!("{} weeks", hours / 24 / 7),
+        (.., ..17520) => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", hours / 24 / 365),
+    }
+}
+
+fn network_mode(container: &Container) -> &'static str {
+    if container.config.netns.is_some() { "default" } else { "host" }
+}
+
+fn endpoints(view: &ContainerView, with_aliases: bool) -> BTreeMap<String, wire::Endpoint> {
+    let owner = view.task.as_ref().map_or(view.container.config.id.as_str(), |task| task.as_str());
+    let aliases = with_aliases.then(|| vec![view.container.config.id.short().to_owned()]);
+    view.networks
+        .iter()
+        .map(|network| (network.name.clone(), endpoint(owner, &network.attachment, aliases.clone())))
+        .collect()
+}
+
+fn endpoint(owner: &str, at: &Attachment, aliases: Option<Vec<String>>) -> wire::Endpoint {
+    let aliases = match aliases {
+        Some(mut names) => {
+            names.splice(0..0, at.aliases.iter().cloned());
+            Some(names)
+        }
+        None => None,
+    };
+    wire::Endpoint {
+        ipam: Some(wire::EndpointIpam { ipv4: at.address.addr().to_string() }),
+        links: None,
+        aliases,
+        network: at.network.to_string(),
+        endpoint: endpoint_id(owner, &at.network),
+        // An overlay's gateway is not a way out: Docker shows none either.
+        gateway: String::new(),
+        ip: at.address.addr().to_string(),
+        prefix: at.address.prefix_len(),
+        ipv6_gateway: String::new(),
+        ipv6: at.address_v6.map(|address| address.addr().to_string()).unwrap_or_default(),
+        ipv6_prefix: at.address_v6.map(|address| address.prefix_len()).unwrap_or_default(),
+        mac: at.mac.to_string(),
+        driver_opts: None,
+    }
+}
+
+fn mounts(container: &Container) -> Vec<wire::MountPoint> {
+    let mounts = container.config.spec.mounts.iter();
+    mounts
+        .map(|mount| {
+            let (r#type, source, propagation) = match &mount.kind {
+                MountKind::Bind { source } => ("bind", source.clone(), "rprivate"),
+                MountKind::Tmpfs { .. } => ("tmpfs", String::new(), ""),
+            };
+            wire::MountPoint {
+                r#type,
+                source,
+                destination: mount.target.clone(),
+                mode: "",
+                writable: !mount.read_only,
+                propagation,
+            }
+        })
+        .collect()
+}
+
+pub(crate) fn container(view: &ContainerView, execs: Vec<String>) -> wire::Container {
+    let container = &view.container;
+    let file = |name: &str| container.dir.join(name).display().to_string();
+    let id = &container.config.id;
+    let (path, args) = match container.argv.split_first() {
+        Some((path, args)) => (path.clone(), args.to_vec()),
+        None => (String::new(), Vec::new()),
+    };
+    wire::Container {
+        id: id.to_string(),
+        created: time(container.created),
+        path,
+        args,
+        state: state(view),
+        image: container.image_id.clone(),
+        resolv_conf_path: file("resolv.conf"),
+        hostname_path: file("hostname"),
+        hosts_path: file("hosts"),
+        log_path: file("json.log"),
+        name: format!("/{}", container.config.name),
+        restart_count: 0,
+        driver: STORAGE_DRIVER,
+        platform: "linux",
+        mount_label: "",
+        process_label: "",
+        app_armor_profile: "",
+        exec_ids: some(execs),
+        host_config: host_config(container),
+        graph_driver: GraphDriver { data: None, name: STORAGE_DRIVER },
+        mounts: mounts(container),
+        config: config(view),
+        network_settings: network_settings(view),
+    }
+}
+
+fn state(view: &ContainerView) -> wire::State {
+    let (pid, code, oom, started, finished) = match view.container.state {
+        ContainerState::Created => (0, 0, false, None, None),
+        ContainerState::Running { pid, started } => (pid, 0, false, Some(started), None),
+        ContainerState::Exited { exit, started } => (0, exit.code, exit.oom, Some(started), Some(exit.at)),
+    };
+    let show = |at: Option<Timestamp>| at.map_or_else(|| ZERO_TIME.to_owned(), time);
+    wire::State {
+        status: state_word(&view.container),
+        running: matches!(view.container.state, ContainerState::Running { .. }),
+        paused: false,
+        restarting: false,
+        oom_killed: oom,
+        dead: false,
+        pid,
+        exit_code: code,
+        error: String::new(),
+        started_at: show(started),
+        finished_at: show(finished),
+        health: view.health.as_ref().map(health),
+    }
+}
+
+fn health(health: &Health) -> wire::Health {
+    wire::Health {
+        status: health_status(health.status),
+        failing_streak: health.failing_streak,
+        log: health
+            .log
+            .iter()
+            .map(|probe| wire::Probe {
+                start: time(probe.started),
+                end: time(probe.ended),
+                exit_code: probe.exit_code,
+                output: probe.output.clone(),
+            })
+            .collect(),
+    }
+}
+
+fn config(view: &ContainerView) -> Config {
+    let container = &view.container;
+    let spec = &container.config.spec;
+    let hostname = if spec.hostname.is_empty() { container.config.id.short() } else { &spec.hostname };
+    Config {
+        hostname: hostname.to_owned(),
+        user: spec.user.clone(),
+        tty: spec.tty,
+        open_stdin: spec.open_stdin,
+        env: some(container.env.clone()),
+        cmd: some(if spec.command.is_empty() { container.argv.clone() } else { spec.args.clone() }),
+        healthcheck: view.healthcheck.as_ref().map(healthcheck),
+        image: container.config.image.clone(),
+        working_dir: spec.dir.clone(),
+        entrypoint: some(spec.command.clone()),
+        labels: Some(container.config.labels.clone()),
+        stop_signal: some(spec.stop_signal.clone()),
+        ..Config::default()
+    }
+}
+
+fn host_config(container: &Container) -> wire::HostConfig {
+    let config = &container.config;
+    let spec = &config.spec;
+    wire::HostConfig {
+        log_config: wire::LogConfig { r#type: "json-file", config: config.log_options.clone() },
+        network_mode: network_mode(container),
+        cap_add: some(spec.capability_add.clone()),
+        cap_drop: some(spec.capability_drop.clone()),
+        dns: some(spec.dns.nameservers.iter().map(ToString::to_string).collect()),
+        dns_options: some(spec.dns.options.clone()),
+        dns_search: some(spec.dns.search.clone()),
+        extra_hosts: some(spec.hosts.clone()),
+        group_add: some(spec.groups.clone()),
+        readonly_rootfs: spec.read_only,
+        sysctls: some(spec.sysctls.clone()),
+        memory: config.resources.limit_memory,
+        nano_cpus: config.resources.limit_nano_cpus,
+        memory_reservation: config.resources.reserve_memory,
+        pids_limit: some(config.resources.limit_pids),
+        ulimits: spec.ulimits.iter().map(ulimit).collect(),
+        init: spec.init,
+        ..wire::HostConfig::default()
+    }
+}
+
+impl Default for wire::HostConfig {
+    /// A task's container that asked for nothing.
+    fn default() -> Self {
+        Self {
+            binds: None,
+            container_id_file: "",
+            log_config: wire::LogConfig { r#type: "json-file", config: Map::new() },
+            network_mode: "default",
+            port_bindings: Map::new(),
+            restart_policy: wire::RestartPolicy { name: "", maximum_retry_count: 0 },
+            auto_remove: false,
+            volume_driver: "",
+            volumes_from: None,
+            cap_add: None,
+            cap_drop: None,
+            cgroupns_mode: "host",
+            dns: None,
+            dns_options: None,
+            dns_search: None,
+            extra_hosts: None,
+            group_add: None,
+            ipc_mode: "private",
+            cgroup: "",
+            links: None,
+            oom_score_adj: 0,
+            pid_mode: "",
+            privileged: false,
+            publish_all_ports: false,
+            readonly_rootfs: false,
+            security_opt: None,
+            uts_mode: "",
+            userns_mode: "",
+            shm_size: SHM_SIZE,
+            sysctls: None,
+            runtime: "runc",
+            console_size: [0, 0],
+            isolation: "default",
+            cpu_shares: 0,
+            memory: 0,
+            nano_cpus: 0,
+            cgroup_parent: "",
+            blkio_weight: 0,
+            blkio_weight_device: None,
+            blkio_device_read_bps: None,
+            blkio_device_write_bps: None,
+            blkio_device_read_iops: None,
+            blkio_device_write_iops: None,
+            cpu_period: 0,
+            cpu_quota: 0,
+            cpu_realtime_period: 0,
+            cpu_realtime_runtime: 0,
+            cpuset_cpus: "",
+            cpuset_mems: "",
+            devices: None,
+            device_cgroup_rules: None,
+            device_requests: None,
+            kernel_memory: 0,
+            kernel_memory_tcp: 0,
+            memory_reservation: 0,
+            memory_swap: 0,
+            memory_swappiness: None,
+            oom_kill_disable: false,
+            pids_limit: None,
+            ulimits: Vec::new(),
+            cpu_count: 0,
+            cpu_percent: 0,
+            io_maximum_iops: 0,
+            io_maximum_bandwidth: 0,
+            masked_paths: MASKED_PATHS.to_vec(),
+            readonly_paths: READONLY_PATHS.to_vec(),
+            init: None,
+        }
+    }
+}
+
+fn network_settings(view: &ContainerView) -> wire::NetworkSettings {
+    let key = view.container.config.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    wire::NetworkSettings {
+        bridge: "",
+        sandbox_id: view.task.as_ref().map(|task| task.to_string()).unwrap_or_default(),
+        hairpin_mode: false,
+        link_local_ipv6_address: "",
+        link_local_ipv6_prefix_len: 0,
+        ports: Map::new(),
+        sandbox_key: key,
+        secondary_ip_addresses: None,
+        secondary_ipv6_addresses: None,
+        endpoint_id: "",
+        gateway: "",
+        global_ipv6_address: "",
+        global_ipv6_prefix_len: 0,
+        ip_address: "",
+        ip_prefix_len: 0,
+        ipv6_gateway: "",
+        mac_address: "",
+        networks: endpoints(view, true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_dockers() {
+        for (seconds, expect) in [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (119, "About a minute"),
+            (120, "2 minutes"),
+            (3599, "59 minutes"),
+            (3600, "About an hour"),
+            (2 * 3600, "2 hours"),
+            (47 * 3600, "47 hours"),
+            (3 * 24 * 3600, "3 days"),
+            (20 * 24 * 3600, "2 weeks"),
+            (100 * 24 * 3600, "3 months"),
+            (3 * 365 * 24 * 3600, "3 years"),
+        ] {
+            assert_eq!(human(seconds), expect, "{seconds}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Networks, both ways.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use shoal_model as model;
+use shoal_model::{Labels, NetworkDriver};
+
+use super::identity::derived_id;
+use super::time;
+use crate::error::{ApiError, Result};
+use crate::wire::network as wire;
+
+/// The key under which Docker shows an overlay's VXLAN identifiers.
+const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
+
+pub(crate) fn driver(driver: NetworkDriver) -> &'static str {
+    match driver {
+        NetworkDriver::Overlay => "overlay",
+        NetworkDriver::Host => "host",
+    }
+}
+
+/// A network as a client declares it. Names and overlaps are the manager's business.
+pub(crate) fn create(request: wire::Create) -> Result<model::NetworkSpec> {
+    match request.driver.as_deref() {
+        Some("overlay") => {}
+        None | Some("" | "bridge" | "macvlan" | "ipvlan" | "host" | "null") => {
+            let driver =
+                request.driver.filter(|driver| !driver.is_empty()).unwrap_or_else(|| "bridge".to_owned());
+            return Err(ApiError::unsupported(format!(
+                "networks with driver {driver} are (create one with --driver overlay)"
+            )));
+        }
+        Some(other) => return Err(ApiError::not_found(format!("plugin \"{other}\" not found"))),
+    }
+    match request.scope.as_deref() {
+        None | Some("" | "swarm") => {}
+        Some(other) => {
+            return Err(ApiError::bad_request(format!("an overlay network has scope swarm, not {other}")));
+        }
+    }
+    request.config_only.refuse("config-only networks are")?;
+    request.config_from.refuse("networks made from config-only networks are")?;
+    if request.enable_ipv4 == Some(false) {
+        return Err(ApiError::bad_request("IPv4 cannot be disabled in a Swarm scoped network"));
+    }
+    let ipam = request.ipam.unwrap_or_default();
+    ipam.options.refuse("IPAM driver options are")?;
+    match ipam.driver.as_deref() {
+        None | Some("" | "default") => {}
+        Some(other) => return Err(ApiError::unsupported(format!("IPAM driver {other} is"))),
+    }
+    let options = request.options.unwrap_or_default();
+    check_options(&options)?;
+    let pools = ipam.config.unwrap_or_default().into_iter().filter_map(|config| pool(config).transpose());
+    Ok(model::NetworkSpec {
+        name: request.name.unwrap_or_default(),
+        labels: request.labels.unwrap_or_default(),
+        driver: NetworkDriver::Overlay,
+        options,
+        internal: request.internal.unwrap_or_default(),
+        attachable: request.attachable.unwrap_or_default(),
+        ingress: request.ingress.unwrap_or_default(),
+        ipv6: request.enable_ipv6.unwrap_or_default(),
+        pools: pools.collect::<Result<_>>()?,
+    })
+}
+
+/// Encryption that is asked for and not there must never end in clear text.
+fn check_options(options: &Labels) -> Result<()> {
+    match options.get("encrypted").map(|value| value.to_ascii_lowercase()).as_deref() {
+        None | Some("false" | "0") => Ok(()),
+        Some(_) => Err(ApiError::unsupported("encrypted overlay networks are")),
+    }
+}
+
+fn pool(config: wire::IpamConfigIn) -> Result<Option<model::AddressPool>> {
+    config.aux_address.refuse("auxiliary addresses are")?;
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let (range, gateway) = (given(config.ip_range), given(config.gateway));
+    let Some(subnet) = given(config.subnet) else {
+        if range.is_some() || gateway.is_some() {
+            return Err(ApiError::bad_request("every ip-range or gateway must have a corresponding subnet"));
+        }
+        return Ok(None);
+    };
+    Ok(Some(model::AddressPool {
+        subnet: cidr(&subnet, "subnet")?,
+        gateway: gateway.map(|text| address(&text)).transpose()?,
+        range: range.map(|text| cidr(&text, "ip-range")).transpose()?,
+    }))
+}
+
+fn cidr(text: &str, what: &str) -> Result<IpNet> {
+    text.parse()
+        .map_err(|_| ApiError::bad_request(format!("Invalid {what} {text} : invalid CIDR address: {text}")))
+}
+
+fn address(text: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| ApiError::bad_request(format!("invalid gateway {text}: invalid IP address")))
+}
+
+// === what is answered ===
+
+/// A network of the cluster. `here` is what this node has of it, and `None` when it has nothing.
+pub(crate) fn cluster(network: &model::Network, here: Option<Here>) -> wire::Network {
+    let labels = network.spec.labels.clone();
+    let overlay = network.spec.driver == NetworkDriver::Overlay;
+    let pools = network.state.as_ref().map_or(&network.spec.pools, |state| &state.pools);
+    let Here { endpoints, peers } = match here {
+        Some(here) => here,
+        None => Here { endpoints: None, peers: Vec::new() },
+    };
+    wire::Network {
+        name: network.spec.name.clone(),
+        id: network.id.to_string(),
+        created: time(network.meta.created),
+        scope: "swarm",
+        driver: driver(network.spec.driver),
+        enable_ipv6: network.spec.ipv6,
+        ipam: wire::Ipam {
+            driver: if overlay { "default" } else { "" },
+            options: None,
+            config: Some(pools.iter().map(subnet_config).collect()),
+        },
+        internal: network.spec.internal,
+        attachable: network.spec.attachable,
+        ingress: network.spec.ingress,
+        config_from: wire::ConfigFrom::default(),
+        config_only: false,
+        labels: Some(labels).filter(|labels| endpoints.is_some() || !labels.is_empty()),
+        containers: endpoints,
+        options: swarm_options(network),
+        peers,
+        services: None,
+    }
+}
+
+/// What a node has of a cluster's network.
+#[derive(Debug, Clone)]
+pub(crate) struct Here {
+    /// By container id.
+    pub(crate) endpoints: Option<BTreeMap<String, wire::Endpoint>>,
+    pub(crate) peers: Vec<wire::Peer>,
+}
+
+pub(crate) fn subnet_config(pool: &model::AddressPool) -> wire::IpamConfig {
+    wire::IpamConfig {
+        subnet: pool.subnet.to_string(),
+        ip_range: pool.range.map(|range| range.to_string()),
+        gateway: pool.gateway.map(|gateway| gateway.to_string()),
+    }
+}
+
+/// The user's options and, once it has one, the network's VXLAN identifier.
+pub(crate) fn swarm_options(network: &model::Network) -> Option<Labels> {
+    if network.spec.driver != NetworkDriver::Overlay {
+        return None;
+    }
+    let mut options = network.spec.options.clone();
+    if let Some(state) = &network.state {
+        options.insert(VXLAN_IDS.to_owned(), state.vni.to_string());
+    }
+    Some(options)
+}
+
+/// A task's place on a network, as the network's `Containers` shows it.
+pub(crate) fn endpoint(task: &model::Task, at: &model::Attachment) -> wire::Endpoint {
+    wire::Endpoint {
+        name: task.name(),
+        endpoint: endpoint_id(task.id.as_str(), &at.network),
+        mac: at.mac.to_string(),
+        ipv4: at.address.to_string(),
+        ipv6: at.address_v6.map(|address| address.to_string()).unwrap_or_default(),
+    }
+}
+
+/// Docker gives each endpoint an id of its own; ours is named by its task and network.
+pub(crate) fn endpoint_id(owner: &str, network: &model::NetworkId) -> String {
+    derived_id(&["endpoint", owner, network.as_str()])
+}
+
+/// The networks every engine has. They belong to this node, and cannot be changed.
+pub(crate) fn predefined(engine_id: &str, created: &str, gateway: Option<IpNet>) -> Vec<wire::Network> {
+    let local = |name: &str, driver: &'static str| wire::Network {
+        name: name.to_owned(),
+        id: derived_id(&["network", engine_id, name]),
+        created: created.to_owned(),
+        scope: "local",
+        driver,
+        enable_ipv6: false,
+        ipam: wire::Ipam { driver: "default", options: None, config: Some(Vec::new()) },
+        internal: false,
+        attachable: false,
+        ingress: false,
+        config_from: wire::ConfigFrom::default(),
+        config_only: false,
+        containers: Some(BTreeMap::new()),
+        options: Some(Labels::new()),
+        labels: Some(Labels::new()),
+        peers: Vec::new(),
+        services: None,
+    };
+    let mut networks = vec![local("bridge", "bridge")];
+    if let Some(gateway) = gateway {
+        let config = wire::IpamConfig {
+            subnet: gateway.trunc().to_string(),
+            ip_range: None,
+            gateway: Some(gateway.addr().to_string()),
+        };
+        networks.push(wire::Network {
+            ipam: wire::Ipam { driver: "default", options: None, config: Some(vec![config]) },
+            options: Some(Labels::from([
+                ("com.docker.network.bridge.enable_ip_masquerade".to_owned(), "true".to_owned()),
+                ("com.docker.network.bridge.name".to_owned(), GATEWAY_BRIDGE.to_owned()),
+            ])),
+            ..local("docker_gwbridge", "bridge")
+        });
+    }
+    networks.push(local("none", "null"));
+    networks.push(local("host", "host"));
+    networks
+}
+
+/// The bridge through which this node's containers reach the world.
+pub(crate) const GATEWAY_BRIDGE: &str = "shoal-gw";
+
+/// Names that belong to [`predefined`] networks.
+pub(crate) fn is_predefined(name: &str) -> bool {
+    matches!(name, "bridge" | "docker_gwbridge" | "host" | "none")
+}

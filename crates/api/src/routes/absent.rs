@@ -1,0 +1,83 @@
+//! What this engine does not have: said plainly, or shown as empty where clients look in passing.
+
+use axum::Router;
+use axum::extract::{FromRef, State};
+use axum::response::Response;
+use axum::routing::{any, delete, get, post};
+use serde_json::json;
+
+use crate::body;
+use crate::engine::ClusterSide;
+use crate::error::{ApiError, Result};
+use crate::query::Name;
+
+pub(super) fn routes<S>() -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    ClusterSide: FromRef<S>,
+{
+    Router::new()
+        .route("/volumes", get(async || body::ok(&json!({"Volumes": [], "Warnings": null}))))
+        .route("/volumes/create", post(async || refuse("volumes are")))
+        .route("/volumes/prune", post(async || refuse("volumes are")))
+        .route("/volumes/{name}", get(no_volume).delete(no_volume))
+        .route("/secrets", get(nothing))
+        .route("/secrets/create", post(async || refuse("secrets are")))
+        .route("/secrets/{name}", get(no_secret).delete(no_secret))
+        .route("/secrets/{name}/update", post(no_secret))
+        .route("/configs", get(nothing))
+        .route("/configs/create", post(async || refuse("configs are")))
+        .route("/configs/{name}", get(no_config).delete(no_config))
+        .route("/configs/{name}/update", post(no_config))
+        .route("/plugins", get(async || body::ok(&json!([]))))
+        .route("/plugins/pull", post(async || refuse("plugins are")))
+        .route("/plugins/privileges", get(async || refuse("plugins are")))
+        .route("/plugins/{name}/json", get(no_plugin))
+        .route("/plugins/{name}", delete(no_plugin))
+        .route("/build", post(no_build))
+        .route("/build/prune", post(no_build))
+        .route("/session", any(no_build))
+        .route("/grpc", any(no_build))
+        .route("/auth", post(async || refuse("registries are")))
+        .route("/commit", post(async || refuse("making images from containers is")))
+        .route("/containers/create", post(no_plain_containers))
+}
+
+async fn no_build() -> ApiError {
+    ApiError::unsupported(
+        "building images is (build elsewhere, for example with buildah or docker buildx build --output type=docker, \
+         and bring the image in with docker load)",
+    )
+}
+
+fn refuse(what: &str) -> Result<Response> {
+    Err(ApiError::unsupported(what))
+}
+
+async fn no_plain_containers() -> ApiError {
+    ApiError::unsupported("containers outside services are (run the image with docker service create)")
+}
+
+/// Secrets and configs belong to a cluster: without one, Docker's refusal.
+async fn nothing(State(cluster): State<ClusterSide>) -> Result<Response> {
+    cluster.manager()?;
+    Ok(body::ok(&json!([])))
+}
+
+async fn no_volume(Name(name): Name) -> ApiError {
+    ApiError::not_found(format!("get {name}: no such volume"))
+}
+
+async fn no_secret(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<Response> {
+    cluster.manager()?;
+    Err(ApiError::not_found(format!("secret {name} not found")))
+}
+
+async fn no_config(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<Response> {
+    cluster.manager()?;
+    Err(ApiError::not_found(format!("config {name} not found")))
+}
+
+async fn no_plugin(Name(name): Name) -> ApiError {
+    ApiError::not_found(format!("plugin \"{name}\" not found"))
+}

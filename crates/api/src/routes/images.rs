@@ -1,0 +1,234 @@
+//! `/images`.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use axum::routing::{get, post};
+use futures::TryStreamExt;
+use shoal_runtime::{Error, Image, ImportOptions};
+use tokio::io::AsyncRead;
+use tokio_util::io::StreamReader;
+
+use crate::body;
+use crate::convert::image as convert;
+use crate::engine::{Engine, NodeSide};
+use crate::error::{ApiError, Result};
+use crate::filters::Filters;
+use crate::query::{Name, Params};
+use crate::wire::image as wire;
+
+const FILTERS: &[&str] = &["before", "dangling", "label", "reference", "since"];
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/images/json", get(list))
+        .route("/images/load", post(load))
+        .route("/images/create", post(create))
+        .route("/images/get", get(async || ApiError::unsupported("saving images is")))
+        .route("/images/search", get(async || ApiError::unsupported("searching registries is")))
+        .route("/images/prune", post(prune))
+        // Image names have slashes: what is asked of the image is the end of the path.
+        .route("/images/{*name}", get(read).post(change).delete(remove))
+}
+
+async fn list(State(node): State<NodeSide>, params: Params) -> Result<Response> {
+    let filters = params.filters(FILTERS)?;
+    let dangling = filters.flag("dangling")?;
+    let images = node.agent.runtime().images().await?;
+    let mut times = [None, None];
+    for (key, time) in ["before", "since"].into_iter().zip(&mut times) {
+        if let Some(name) = filters.values(key).next() {
+            *time = node.agent.runtime().image(name).await?.created;
+        }
+    }
+    let [before, since] = times;
+    let mut images: Vec<_> = images
+        .into_iter()
+        .filter(|image| filters.labels("label", convert::labels(image)))
+        .filter(|image| dangling.is_none_or(|wanted| wanted == image.references.is_empty()))
+        .filter(|image| before.is_none_or(|before| image.created.is_some_and(|at| at < before)))
+        .filter(|image| since.is_none_or(|since| image.created.is_some_and(|at| at > since)))
+        .filter_map(|image| by_reference(image, &filters))
+        .collect();
+    images.sort_by_key(|image| std::cmp::Reverse(image.created));
+    Ok(body::ok(&images.iter().map(convert::summary).collect::<Vec<_>>()))
+}
+
+/// `reference=busybox`, `busybox:1.*`, `*/*:latest`: the image with only those of its names that match.
+fn by_reference(mut image: Image, filters: &Filters) -> Option<Image> {
+    if filters.values("reference").next().is_none() {
+        return Some(image);
+    }
+    let matches = |name: &String| {
+        let repository = name.rsplit_once(':').map_or(name.as_str(), |(repository, _)| repository);
+        filters.values("reference").any(|pattern| glob(pattern, name) || glob(pattern, repository))
+    };
+    image.references.retain(matches);
+    image.digests.retain(|name| {
+        let repository = name.split_once('@').map_or(name.as_str(), |(repository, _)| repository);
+        filters.values("reference").any(|pattern| glob(pattern, name) || glob(pattern, repository))
+    });
+    (!image.references.is_empty() || !image.digests.is_empty()).then_some(image)
+}
+
+/// `*` stands for any characters but a slash, `?` for one.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    // Where the last star stands, and how far it reaches: there is never a need to go back further.
+    let (mut p, mut t, mut star) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some('?') if text[t] != '/' => (p, t) = (p + 1, t + 1),
+            Some(&c) if c == text[t] => (p, t) = (p + 1, t + 1),
+            _ => match star {
+                Some((at, reach)) if text[reach] != '/' => {
+                    star = Some((at, reach + 1));
+                    (p, t) = (at + 1, reach + 1);
+                }
+                _ => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|&c| c == '*')
+}
+
+fn reader(request: Request<Body>) -> impl AsyncRead + Send + Unpin {
+    let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
+    StreamReader::new(Box::pin(stream))
+}
+
+async fn load(State(node): State<NodeSide>, request: Request<Body>) -> Result<Response> {
+    let loaded = node.agent.runtime().load(reader(request)).await?;
+    let lines = loaded.iter().map(|name| {
+        let what = if name.starts_with("sha256:") { "Loaded image ID" } else { "Loaded image" };
+        wire::Progress { stream: Some(format!("{what}: {name}\n")), ..wire::Progress::default() }
+    });
+    Ok(progress(lines))
+}
+
+/// `docker import`; `docker pull` is the same path with other parameters.
+async fn create(State(node): State<NodeSide>, params: Params, request: Request<Body>) -> Result<Response> {
+    if let Some(name) = params.given("fromImage") {
+        return Err(ApiError::unsupported(format!(
+            "pulling images is (bring {name} in with docker load or docker import)"
+        )));
+    }
+    match params.get("fromSrc") {
+        Some("-") => {}
+        _ => return Err(ApiError::unsupported("importing an image from a URL is")),
+    }
+    let reference = params.given("repo").map(|repository| match params.given("tag") {
+        Some(tag) => format!("{repository}:{tag}"),
+        None => repository.to_owned(),
+    });
+    let options = ImportOptions {
+        reference,
+        message: params.get("message").unwrap_or_default().to_owned(),
+        changes: params.all("changes").map(str::to_owned).collect(),
+    };
+    let id = node.agent.runtime().import(reader(request), options).await?;
+    Ok(progress(std::iter::once(wire::Progress { status: Some(id), ..wire::Progress::default() })))
+}
+
+/// A progress stream: JSON objects, each on a line that ends as Docker's do.
+fn progress(lines: impl Iterator<Item = wire::Progress>) -> Response {
+    let text: String =
+        lines.filter_map(|line| serde_json::to_string(&line).ok()).map(|line| line + "\r\n").collect();
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn read(State(node): State<NodeSide>, Name(path): Name) -> Result<Response> {
+    if let Some(name) = path.strip_suffix("/json") {
+        let image = node.agent.runtime().image(name).await.map_err(|error| match error {
+            Error::NoSuchImage(_) => ApiError::not_found(format!("no such image: {name}: {error}")),
+            other => other.into(),
+        })?;
+        return Ok(body::ok(&convert::image(&image)));
+    }
+    if let Some(name) = path.strip_suffix("/history") {
+        let image = node.agent.runtime().image(name).await?;
+        return Ok(body::ok(&convert::history(&image)));
+    }
+    if path.ends_with("/get") {
+        return Err(ApiError::unsupported("saving images is"));
+    }
+    Err(ApiError::not_found("page not found"))
+}
+
+async fn change(State(node): State<NodeSide>, Name(path): Name, params: Params) -> Result<Response> {
+    if let Some(name) = path.strip_suffix("/tag") {
+        let repository = params
+            .given("repo")
+            .ok_or_else(|| ApiError::bad_request("invalid reference format: repository name is missing"))?;
+        let tag = params.given("tag").unwrap_or("latest");
+        node.agent.runtime().tag(name, &format!("{repository}:{tag}")).await?;
+        return Ok(body::empty(StatusCode::CREATED));
+    }
+    if path.ends_with("/push") {
+        return Err(ApiError::unsupported("pushing images is"));
+    }
+    Err(ApiError::not_found("page not found"))
+}
+
+async fn remove(State(node): State<NodeSide>, Name(name): Name, params: Params) -> Result<Response> {
+    let deletions = node.agent.runtime().remove_image(&name, params.flag("force")).await?;
+    Ok(body::ok(&deletions.into_iter().map(convert::deletion).collect::<Vec<_>>()))
+}
+
+/// Removes images without a name; with `dangling=false` all that no container uses.
+async fn prune(State(node): State<NodeSide>, params: Params) -> Result<Response> {
+    let filters = params.filters(&["dangling", "label"])?;
+    let nameless_only = filters.flag("dangling")?.unwrap_or(true);
+    let used: Vec<String> =
+        node.agent.containers().await?.into_iter().map(|view| view.container.image_id).collect();
+    let (mut deletions, mut reclaimed) = (Vec::new(), 0);
+    for image in node.agent.runtime().images().await? {
+        let wanted = (!nameless_only || image.references.is_empty()) && !used.contains(&image.id);
+        if !wanted || !filters.labels("label", convert::labels(&image)) {
+            continue;
+        }
+        match node.agent.runtime().remove_image(&image.id, true).await {
+            Ok(removed) => {
+                deletions.extend(removed.into_iter().map(convert::deletion));
+                reclaimed += image.size;
+            }
+            // Another prune, or a task that started meanwhile, was faster.
+            Err(Error::NoSuchImage(_) | Error::ImageInUse(_)) => {}
+            Err(other) => return Err(other.into()),
+        }
+    }
+    let deleted = Some(deletions).filter(|list| !list.is_empty());
+    Ok(body::ok(&wire::Pruned { images_deleted: deleted, space_reclaimed: reclaimed }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_as_gos_path_match() {
+        for (pattern, text, expect) in [
+            ("busybox", "busybox", true),
+            ("busy*", "busybox", true),
+            ("b*x:1.*", "busybox:1.36", true),
+            ("*", "foo/bar", false),
+            ("*/*", "foo/bar", true),
+            ("b?", "bx", true),
+            ("b?", "b/", false),
+            ("", "", true),
+            ("**a", "bca", true),
+            ("a*b*c", "axxbyyc", true),
+            ("a*b*c", "axxbyyd", false),
+        ] {
+            assert_eq!(glob(pattern, text), expect, "{pattern} {text}");
+        }
+    }
+}

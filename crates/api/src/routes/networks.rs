@@ -1,0 +1,253 @@
+//! `/networks`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Router;
+use axum::extract::{FromRef, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::{get, post};
+use ipnet::IpNet;
+use shoal_manager::{Code, Manager, State as Picture};
+use shoal_model::{Labels, Network, NodeId, TaskState};
+
+use crate::body::{self, Json};
+use crate::convert::network as convert;
+use crate::convert::network::Here;
+use crate::engine::{ClusterSide, LocalState};
+use crate::error::{ApiError, NOT_A_MANAGER, Result};
+use crate::filters::Filters;
+use crate::query::{Name, Params};
+use crate::wire::network as wire;
+
+const FILTERS: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
+
+pub(super) fn routes<S>() -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    ClusterSide: FromRef<S>,
+{
+    Router::new()
+        .route("/networks", get(list))
+        .route("/networks/create", post(create))
+        .route("/networks/prune", post(prune))
+        .route("/networks/{id}", get(inspect).delete(remove))
+        .route("/networks/{id}/connect", post(connect))
+        .route("/networks/{id}/disconnect", post(connect))
+}
+
+async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Response> {
+    let filters = params.filters(FILTERS)?;
+    let dangling = filters.flag("dangling")?;
+    let mut networks = Vec::new();
+    let mut used = BTreeSet::new();
+    if let Some(manager) = cluster.swarm.manager() {
+        let state = manager.state();
+        for network in state.networks().filter(|network| !is_hidden(network)) {
+            if in_use(&state, network) {
+                used.insert(network.id.to_string());
+            }
+            networks.push(convert::cluster(network, None));
+        }
+    }
+    networks.extend(local(&cluster));
+    networks.retain(|network| {
+        wanted(&filters, network)
+            && dangling.is_none_or(|dangling| {
+                dangling == (!convert::is_predefined(&network.name) && !used.contains(&network.id))
+            })
+    });
+    Ok(body::ok(&networks))
+}
+
+/// Networks that only exist so that services can name this node's own.
+fn is_hidden(network: &Network) -> bool {
+    network.spec.labels.contains_key("com.docker.swarm.predefined")
+}
+
+fn in_use(state: &Picture, network: &Network) -> bool {
+    network.spec.ingress
+        || state.network_services(&network.id).next().is_some()
+        || state.network_tasks(&network.id).any(|task| !task.released)
+}
+
+/// The networks of this node itself.
+fn local(cluster: &ClusterSide) -> Vec<wire::Network> {
+    let created = std::fs::metadata(&cluster.about.data_dir)
+        .and_then(|data| data.created().or_else(|_| data.modified()))
+        .ok()
+        .and_then(|time| jiff::Timestamp::try_from(time).ok())
+        .unwrap_or_default();
+    convert::predefined(&cluster.about.id, &crate::convert::time(created), gateway())
+}
+
+/// The gateway bridge's address in this node's network namespace, once the bridge is there.
+fn gateway() -> Option<IpNet> {
+    let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    interfaces.filter(|interface| interface.interface_name == convert::GATEWAY_BRIDGE).find_map(|interface| {
+        let address = interface.address?.as_sockaddr_in()?.ip();
+        let mask = interface.netmask?.as_sockaddr_in()?.ip();
+        IpNet::with_netmask(address.into(), mask.into()).ok()
+    })
+}
+
+fn wanted(filters: &Filters, network: &wire::Network) -> bool {
+    let no_labels = Labels::new();
+    let kind = if convert::is_predefined(&network.name) { "builtin" } else { "custom" };
+    filters.exact("driver", network.driver)
+        && filters.contains("name", &network.name)
+        && filters.contains("id", &network.id)
+        && filters.exact("scope", network.scope)
+        && filters.exact("type", kind)
+        && filters.labels("label", network.labels.as_ref().unwrap_or(&no_labels))
+}
+
+async fn inspect(State(cluster): State<ClusterSide>, Name(name): Name, params: Params) -> Result<Response> {
+    let scope = params.given("scope");
+    if scope != Some("swarm")
+        && let Some(network) = local(&cluster).into_iter().find(|network| is_named(network, &name))
+    {
+        return Ok(body::ok(&network));
+    }
+    let not_found = || ApiError::not_found(format!("network {name} not found"));
+    let manager = match (scope, cluster.swarm.manager()) {
+        (None | Some("swarm"), Some(manager)) => manager,
+        _ => return Err(not_found()),
+    };
+    let network = manager.find_network(&name).map_err(ApiError::from_lookup)?;
+    let state = manager.state();
+    let mut shown = convert::cluster(&network, here(&state, &network, &cluster.swarm.local_state()));
+    if params.flag("verbose") {
+        shown.services = Some(services(&state, &network));
+    }
+    Ok(body::ok(&shown))
+}
+
+/// By name, id or an id prefix that is no guess.
+fn is_named(network: &wire::Network, term: &str) -> bool {
+    network.name == term || network.id == term || (term.len() >= 12 && network.id.starts_with(term))
+}
+
+/// What this node has on a network: nothing (`None`) until one of its tasks is there.
+fn here(state: &Picture, network: &Network, local: &LocalState) -> Option<Here> {
+    let LocalState::Active { node, .. } = local else { return None };
+    let alive = |state: TaskState| (TaskState::Preparing..=TaskState::Running).contains(&state);
+    let mut endpoints = BTreeMap::new();
+    let mut nodes: BTreeSet<&NodeId> = BTreeSet::new();
+    for task in state.network_tasks(&network.id).filter(|task| alive(task.status.state)) {
+        nodes.extend(&task.node);
+        let Some(at) = task.attachments.iter().find(|at| at.network == network.id) else { continue };
+        if let (Some(on), Some(container)) = (&task.node, &task.status.container)
+            && on == node
+        {
+            endpoints.insert(container.id.to_string(), convert::endpoint(task, at));
+        }
+    }
+    if network.spec.ingress {
+        nodes.extend(state.nodes().filter(|node| node.ingress.is_some()).map(|node| &node.id));
+        if let Some(at) = state.node(node).and_then(|node| node.ingress.as_ref()) {
+            endpoints.insert("ingress-sbox".to_owned(), ingress_endpoint(node, at));
+        }
+    }
+    if !nodes.contains(node) {
+        return None;
+    }
+    let peers = nodes.into_iter().filter_map(|id| state.node(id)).map(|node| wire::Peer {
+        name: node.id.short().to_owned(),
+        address: node.data_path_address.to_string(),
+    });
+    Some(Here { endpoints: Some(endpoints), peers: peers.collect() })
+}
+
+/// The node's own place on the ingress network, under Docker's name for it.
+fn ingress_endpoint(node: &NodeId, at: &shoal_model::Attachment) -> wire::Endpoint {
+    wire::Endpoint {
+        name: "ingress-endpoint".to_owned(),
+        endpoint: convert::endpoint_id(node.as_str(), &at.network),
+        mac: at.mac.to_string(),
+        ipv4: at.address.to_string(),
+        ipv6: at.address_v6.map(|address| address.to_string()).unwrap_or_default(),
+    }
+}
+
+/// `network inspect --verbose`: every service on the network with its live tasks.
+fn services(state: &Picture, network: &Network) -> BTreeMap<String, wire::ServiceInfo> {
+    state
+        .network_services(&network.id)
+        .map(|service| {
+            let vip = service.endpoint.virtual_ips.iter().find(|vip| vip.network == network.id);
+            let tasks = state
+                .network_tasks(&network.id)
+                .filter(|task| task.service == service.id && task.is_serving())
+                .filter_map(|task| {
+                    let at = task.attachments.iter().find(|at| at.network == network.id)?;
+                    let host = task.node.as_ref().and_then(|node| state.node(node));
+                    let host = host.map(|node| node.data_path_address.to_string()).unwrap_or_default();
+                    Some(wire::TaskInfo {
+                        name: task.name(),
+                        endpoint: convert::endpoint_id(task.id.as_str(), &network.id),
+                        address: at.address.addr().to_string(),
+                        info: Labels::from([("Host IP".to_owned(), host)]),
+                    })
+                });
+            let ports = if network.spec.ingress { ports(service) } else { Vec::new() };
+            let info = wire::ServiceInfo {
+                vip: vip.map(|vip| vip.address.addr().to_string()).unwrap_or_default(),
+                ports,
+                // Docker's IPVS mark. There is no IPVS here.
+                local_index: 0,
+                tasks: tasks.collect(),
+            };
+            (service.spec.name.clone(), info)
+        })
+        .collect()
+}
+
+fn ports(service: &shoal_model::Service) -> Vec<String> {
+    let ports = service.endpoint.ports.iter();
+    ports.map(|port| format!("Target: {}, Publish: {}", port.target, port.published)).collect()
+}
+
+async fn create(State(cluster): State<ClusterSide>, Json(request): Json<wire::Create>) -> Result<Response> {
+    let name = request.name.clone().unwrap_or_default();
+    let taken = || ApiError::conflict(format!("network with name {name} already exists"));
+    let manager = cluster.swarm.manager();
+    let known =
+        |manager: &Manager| manager.state().network_named(&name).is_some_and(|network| !is_hidden(network));
+    if name.is_empty() || convert::is_predefined(&name) || manager.as_ref().is_some_and(known) {
+        return Err(taken());
+    }
+    let spec = convert::create(request)?;
+    // Docker answers 500 here, and 503 everywhere else without a cluster.
+    let manager = manager.ok_or_else(|| ApiError::internal(NOT_A_MANAGER))?;
+    let id = manager.create_network(spec).await.map_err(|error| match error.code {
+        Code::AlreadyExists if error.message.contains("name conflicts") => taken(),
+        _ => ApiError::from_control(error),
+    })?;
+    let created = wire::Created { id: id.to_string(), warning: String::new() };
+    Ok(body::json(StatusCode::CREATED, &created))
+}
+
+async fn remove(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<Response> {
+    if let Some(network) = local(&cluster).into_iter().find(|network| is_named(network, &name)) {
+        return Err(ApiError::forbidden(format!(
+            "{} is a pre-defined network and cannot be removed",
+            network.name
+        )));
+    }
+    let manager =
+        cluster.swarm.manager().ok_or_else(|| ApiError::not_found(format!("network {name} not found")))?;
+    let network = manager.find_network(&name).map_err(ApiError::from_lookup)?;
+    manager.remove_network(&network.id).await.map_err(ApiError::from_control)?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
+/// Docker prunes local networks only, of which there are none that could be removed.
+async fn prune(params: Params) -> Result<Response> {
+    params.filters(&["label", "label!", "until"])?;
+    Ok(body::ok(&wire::Pruned { deleted: None }))
+}
+
+async fn connect() -> ApiError {
+    ApiError::unsupported("connecting containers to networks one by one is")
+}
