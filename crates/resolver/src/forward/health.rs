@@ -24,7 +24,7 @@ struct Failure {
 pub(super) struct Plan {
     /// All servers: those that answer as configured, then the others, the most rested one first.
     pub(super) order: Vec<usize>,
-    /// A failed server to be asked beside the first one, to see whether it is back.
+    /// A failed server to be asked as well, to see whether it is back.
     pub(super) probe: Option<usize>,
 }
 
@@ -46,6 +46,8 @@ impl Health {
         let due = failed.first().filter(|(retry_at, _)| !order.is_empty() && *retry_at <= now);
         let probe = due.map(|(_, server)| *server);
         if let Some(failure) = probe.and_then(|server| self.servers[server].as_mut()) {
+            // Should it stay silent; an answer forgets it all.
+            failure.pause = (failure.pause * 2).min(RETRY_MAX);
             failure.retry_at = now + failure.pause;
         }
         order.extend(failed.into_iter().map(|(_, server)| server));
@@ -80,7 +82,9 @@ mod tests {
         assert_eq!(health.plan(start), Plan { order: vec![1, 2, 0], probe: None });
         let later = start + RETRY_MIN;
         assert_eq!(health.plan(later), Plan { order: vec![1, 2, 0], probe: Some(0) });
-        assert_eq!(health.plan(later).probe, None, "one probe per pause");
+        health.failed(0, later + Duration::from_secs(1));
+        assert_eq!(health.plan(later + RETRY_MIN).probe, None, "one probe per pause, and pauses grow");
+        assert_eq!(health.plan(later + RETRY_MIN * 2).probe, Some(0));
         health.answered(0);
         assert_eq!(health.plan(later), Plan { order: vec![0, 1, 2], probe: None });
     }

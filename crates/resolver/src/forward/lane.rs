@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{self, MsgFlags};
 use rand::Rng;
 use tokio::io::Interest;
@@ -20,6 +21,9 @@ use crate::wire::{Response, readdress};
 
 /// More questions than this on one socket make guessing an id too easy, and finding a free one slow.
 const OUTSTANDING_MAX: usize = 8192;
+
+/// The kernel's room for answers that wait, in bytes of its own accounting.
+const RECEIVE_BYTES: usize = 1 << 20;
 
 thread_local! {
     /// Room for the largest datagram, shared by the lanes read on this thread.
@@ -79,6 +83,8 @@ impl Lane {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = std::net::UdpSocket::bind(any)?;
+        // Answers come in bursts, too. Not being allowed to is no reason not to ask.
+        let _ = socket::setsockopt(&socket, RcvBufForce, &RECEIVE_BYTES);
         socket.connect(address)?;
         socket.set_nonblocking(true)?;
         let socket = UdpSocket::from_std(socket)?;

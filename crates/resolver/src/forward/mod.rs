@@ -111,19 +111,42 @@ fn stamps(path: &Path) -> [Option<Stamp>; 2] {
     })
 }
 
-/// The servers a configuration file names. Where it names only systemd-resolved's stub, the servers
-/// behind that are meant: the stub is not there in a namespace of one's own.
+/// The servers the node's configuration names. systemd-resolved's stub may only stand in the system's
+/// own file; a file that was chosen means what it says.
 fn read_servers(path: &Path) -> Vec<IpAddr> {
+    let behind_stub = (path == Path::new(DEFAULT_FILE)).then_some(Path::new(SYSTEMD_RESOLVED_FILE));
+    servers_of(path, behind_stub)
+}
+
+/// The servers of a file. Where it names only systemd-resolved's stub, the servers behind that are
+/// meant: the stub is not there in a namespace of one's own.
+fn servers_of(path: &Path, behind_stub: Option<&Path>) -> Vec<IpAddr> {
     let read = |path: &Path| std::fs::read_to_string(path).map(|text| ResolvConf::parse(&text));
     let node = read(path).unwrap_or_else(|error| {
         warn!(path = %path.display(), %error, "the node's resolver configuration is not readable");
         ResolvConf::default()
     });
-    if path == Path::new(DEFAULT_FILE)
-        && node.is_systemd_stub()
-        && let Ok(real) = read(Path::new(SYSTEMD_RESOLVED_FILE))
-    {
-        return real.upstreams();
+    let real = behind_stub.filter(|_| node.is_systemd_stub()).and_then(|path| read(path).ok());
+    real.unwrap_or(node).upstreams()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_behind_systemds_stub_are_meant() {
+        let directory = tempfile::tempdir().unwrap();
+        let (stub, real) = (directory.path().join("stub"), directory.path().join("real"));
+        let servers = |behind| servers_of(&stub, behind).iter().map(ToString::to_string).collect::<Vec<_>>();
+        std::fs::write(&stub, "nameserver 127.0.0.53\n").unwrap();
+        assert_eq!(servers(Some(&real)), ["127.0.0.53"], "there is no other file");
+        std::fs::write(&real, "nameserver 10.0.0.1\nnameserver 10.0.0.2\n").unwrap();
+        assert_eq!(servers(Some(&real)), ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(servers(None), ["127.0.0.53"], "a chosen file means what it says");
+        std::fs::write(&stub, "nameserver 10.0.0.9\n").unwrap();
+        assert_eq!(servers(Some(&real)), ["10.0.0.9"]);
+        std::fs::remove_file(&stub).unwrap();
+        assert_eq!(servers(Some(&real)), [""; 0]);
     }
-    node.upstreams()
 }

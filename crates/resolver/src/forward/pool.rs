@@ -84,7 +84,7 @@ impl Pool {
         Some(reply)
     }
 
-    async fn ask_udp(&self, packet: &[u8], question: &[u8]) -> Option<Vec<u8>> {
+    async fn ask_udp(self: &Arc<Self>, packet: &[u8], question: &[u8]) -> Option<Vec<u8>> {
         let start = Instant::now();
         let Plan { order, probe } = lock(&self.udp).plan(start);
         let (to, mut events) = mpsc::channel(2 * order.len() + 2);
@@ -93,7 +93,7 @@ impl Pool {
         let mut unasked = order.iter().copied();
         let mut silent: Vec<usize> = Vec::new();
         if let Some(server) = probe {
-            tickets.extend(self.send(server, packet, question, &to));
+            tokio::spawn(self.clone().probe_udp(server, packet.to_vec(), question.to_vec()));
         }
         let deadline = start + DEADLINE;
         loop {
@@ -156,6 +156,19 @@ impl Pool {
                 }
                 Ok(None) | Err(_) => return Next::Silence,
             }
+        }
+    }
+
+    /// Sees whether a failed server answers again. Apart from the question that gave rise to it, since
+    /// that one will mostly be answered by a nearer server first.
+    async fn probe_udp(self: Arc<Self>, server: usize, packet: Vec<u8>, question: Vec<u8>) {
+        let (to, mut events) = mpsc::channel(1);
+        let ticket = self.send(server, &packet, &question, &to);
+        let event = timeout(PATIENCE, events.recv()).await;
+        drop(ticket);
+        match event {
+            Ok(Some(Event::Answer { .. })) => lock(&self.udp).answered(server),
+            _ => lock(&self.udp).failed(server, Instant::now()),
         }
     }
 

@@ -7,9 +7,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::feed::DnsPorts;
 use crate::{Error, LISTEN_ADDRESS, Result};
+
+/// The kernel's room for queries that wait, in bytes of its own accounting: some thousand. It takes
+/// memory only while they do.
+const RECEIVE_BYTES: usize = 1 << 20;
 
 /// Which namespace it is, wherever it is mounted. The sockets keep theirs alive, so the number is not
 /// given to another one meanwhile.
@@ -60,6 +66,8 @@ fn open_here_in(netns: &Path, wanted: Option<DnsPorts>) -> io::Result<Sockets> {
     setns(&file, CloneFlags::CLONE_NEWNET)?;
     let udp = on_port(wanted.map(|ports| ports.udp), UdpSocket::bind)?;
     let tcp = on_port(wanted.map(|ports| ports.tcp), TcpListener::bind)?;
+    // Room for bursts. Not being allowed to is no reason not to serve.
+    let _ = setsockopt(&udp, RcvBufForce, &RECEIVE_BYTES);
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     let namespace = Namespace { device: metadata.dev(), inode: metadata.ino() };

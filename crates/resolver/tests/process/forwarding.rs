@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::stub::{Manner, Stub};
 use crate::world::{Sandbox, World, answers, mynet, query, until};
@@ -55,13 +57,14 @@ async fn a_dead_first_server_costs_one_short_wait() {
     let sandbox = Sandbox::new(&client, "s1", &[]).await;
     let (reply, took) = sandbox.ask("up.example.test.");
     assert_eq!(answers(&reply), ["203.0.113.2"]);
-    assert!(took < Duration::from_millis(1800), "{took:?}");
+    assert!(took < Duration::from_millis(2500), "{took:?}");
     for _ in 0..20 {
         let (reply, took) = sandbox.ask("up.example.test.");
         assert_eq!(answers(&reply), ["203.0.113.2"]);
-        assert!(took < Duration::from_millis(500), "{took:?}");
+        assert!(took < Duration::from_millis(900), "{took:?}");
     }
-    first.set(Manner::KnowsNow(ONE));
+    // Also when it is slower than the other one.
+    first.set(Manner::KnowsLate(ONE));
     until("the first server is preferred again", async || {
         answers(&sandbox.ask("up.example.test.").0) == ["203.0.113.1"]
     })
@@ -80,7 +83,7 @@ async fn a_server_that_is_not_there_costs_nothing() {
     for _ in 0..3 {
         let (reply, took) = sandbox.ask("up.example.test.");
         assert_eq!(answers(&reply), ["203.0.113.2"]);
-        assert!(took < Duration::from_millis(500), "port unreachable is heard at once: {took:?}");
+        assert!(took < Duration::from_millis(900), "port unreachable is heard at once: {took:?}");
         let start = Instant::now();
         assert_eq!(sandbox.short("up.example.test +tcp"), ["203.0.113.2"]);
         assert!(start.elapsed() < Duration::from_millis(900));
@@ -173,6 +176,15 @@ async fn a_sandbox_may_have_servers_of_its_own() {
 }
 
 #[tokio::test]
+async fn servers_may_be_at_ipv6_addresses() {
+    let (world, client) = World::start(&["::1"]).await;
+    let _stub = Stub::start(&world.node, "::1", Manner::KnowsNow(ONE));
+    let sandbox = Sandbox::new(&client, "s1", &[]).await;
+    assert_eq!(sandbox.short("up.example.test"), ["203.0.113.1"]);
+    assert_eq!(sandbox.short("up.example.test +tcp"), ["203.0.113.1"]);
+}
+
+#[tokio::test]
 async fn a_changed_configuration_is_followed() {
     let (world, client) = World::start(&["127.0.0.11"]).await;
     let _first = Stub::start(&world.node, FIRST, Manner::Knows(ONE));
@@ -193,9 +205,10 @@ async fn a_flood_is_bounded_and_local_names_stay_fast() {
     let sandbox = Sandbox::new(&client, "s1", &["mynet"]).await;
     let other = Sandbox::new(&client, "s2", &["mynet"]).await;
     let flood = sandbox.udp();
+    // A socket's own buffer holds but a few hundred replies.
+    setsockopt(&flood, RcvBufForce, &(8 << 20)).unwrap();
     let replies = flood.try_clone().unwrap();
     let start = Instant::now();
-    // Reads all the while, as a socket's buffer holds but a few hundred replies.
     let reading = std::thread::spawn(move || {
         let (mut refused, mut failed) = (0, 0);
         while refused + failed < 1500 {
@@ -219,5 +232,5 @@ async fn a_flood_is_bounded_and_local_names_stay_fast() {
     assert_eq!(answers(&sandbox.ask("web").0), ["10.0.1.2"]);
     assert_eq!(answers(&other.ask("web").0), ["10.0.1.2"]);
     assert_eq!(reading.join().unwrap(), (1024, 476));
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
 }

@@ -203,6 +203,6 @@ async fn a_stalled_connection_is_closed_and_holds_up_nobody() {
     stalled.write_all(&[0, 40, 1]).unwrap();
     let start = Instant::now();
     assert_eq!(sandbox.short("web +tcp"), ["10.0.1.2"]);
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(9), "not for as long as a connection may idle");
     assert_eq!(stalled.read(&mut [0; 1]).unwrap(), 0, "closed after its idle time");
 }

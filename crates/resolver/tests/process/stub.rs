@@ -19,6 +19,8 @@ pub(crate) enum Manner {
     Knows([u8; 4]),
     /// The same, as one who has been told to keep nothing.
     KnowsNow([u8; 4]),
+    /// The same, but slow.
+    KnowsLate([u8; 4]),
     /// Names do not exist, without an SOA record.
     Denies,
     Fails(ResponseCode),
@@ -144,6 +146,10 @@ fn reply(manner: Manner, query: &Message) -> Option<Message> {
             return Some(reply);
         }
         Manner::KnowsNow(address) => (address, 0),
+        Manner::KnowsLate(address) => {
+            std::thread::sleep(Duration::from_millis(100));
+            (address, 0)
+        }
         Manner::Knows(address) | Manner::Truncates(address) | Manner::Spoofed(address) => (address, 60),
     };
     if known {

@@ -53,8 +53,11 @@ impl Netns {
         Path::new("/run/netns").join(&self.name)
     }
 
-    /// Gives lo a further address.
+    /// Gives lo an address, if it has not got it.
     pub(crate) fn add_address(&self, address: &str) {
+        if address == "::1" {
+            return;
+        }
         run("ip", &["-n", &self.name, "addr", "add", &format!("{address}/32"), "dev", "lo"]);
     }
 
