@@ -14,6 +14,10 @@
 
 #define RESOLVER be32(0x7f00000b) /* 127.0.0.11 */
 #define DOMAIN be16(53)
+/* iputils' ping learns its source address by connecting a UDP socket to this port of its destination, and
+ * sends nothing there. Refused, it would give up before its first echo: just when somebody looks why a
+ * service has no healthy task. */
+#define PING_PROBE be16(1025)
 
 struct sandbox {
 	__u32 count;
@@ -226,6 +230,8 @@ INLINE enum verdict translate(struct bpf_sock_addr *ctx, struct target *dst, int
 			before = *kept;
 	}
 	verdict = choose(&q, kept ? &before : NULL, &slot);
+	if (verdict == REFUSED && connecting && q.protocol == UDP && dst->port == PING_PROBE)
+		verdict = PASS;
 	if (verdict != TRANSLATED)
 		return connecting ? forget_peer(ctx, verdict) : verdict;
 	chosen = slot;

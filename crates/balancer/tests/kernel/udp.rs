@@ -71,6 +71,9 @@ fn a_service_without_backends_refuses_datagrams() {
             assert_eq!(socket(vip.is_ipv6()).connect(to).unwrap_err().kind(), refused, "{vip}, connect");
             let error = socket(vip.is_ipv6()).send_to(b"who", to).unwrap_err();
             assert_eq!(error.kind(), refused, "{vip}, sendto");
+            let probe = socket(vip.is_ipv6());
+            probe.connect(SocketAddr::new(vip, 1025)).unwrap(); // ping's question for its own address
+            assert_eq!(probe.peer_addr().unwrap().ip(), vip);
         }
     });
 }
