@@ -1,5 +1,7 @@
 //! Bodies in and out: JSON as Docker reads and writes it.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -11,6 +13,8 @@ use crate::error::{ApiError, Result};
 
 /// The largest JSON body accepted, in bytes. A service with a thousand labels is some 100 KB.
 pub(crate) const JSON_BODY_MAX: usize = 4 * 1024 * 1024;
+/// How long a JSON body may take to arrive.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// A JSON answer with the line feed Docker ends it with.
 pub(crate) fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Response {
@@ -73,7 +77,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for OptionalJson<T> {
 
 async fn read(request: Request) -> Result<Bytes> {
     let kind = request.headers().get(header::CONTENT_TYPE).cloned();
-    let bytes = axum::body::to_bytes(request.into_body(), JSON_BODY_MAX).await.map_err(|_| {
+    let body = axum::body::to_bytes(request.into_body(), JSON_BODY_MAX);
+    let body = tokio::time::timeout(BODY_TIME_MAX, body)
+        .await
+        .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time"))?;
+    let bytes = body.map_err(|_| {
         ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("request body is incomplete or larger than {JSON_BODY_MAX} bytes"),

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shoal_manager::Manager;
 use shoal_model::{Availability, Labels, NodeId, Task, TaskState};
 use shoal_store::State;
 use tokio::sync::broadcast;
@@ -79,28 +78,44 @@ impl EventLog {
 
 /// Follows the manager of this node, whenever there is one, and tells what changes.
 pub(crate) async fn collect(cluster: ClusterSide, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        if let Some(manager) = cluster.swarm.manager() {
-            tokio::select! {
-                () = follow(&cluster, &manager) => {}
-                () = stop.cancelled() => return,
-            }
+    let following = async {
+        loop {
+            follow(&cluster).await;
+            tokio::time::sleep(POLL).await;
         }
-        tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
-            () = stop.cancelled() => return,
-        }
+    };
+    tokio::select! {
+        () = following => {}
+        () = stop.cancelled() => {}
     }
 }
 
-/// Until the manager is gone.
-async fn follow(cluster: &ClusterSide, manager: &Manager) {
-    let mut changes = manager.changes();
-    let mut before = manager.state();
-    while changes.changed().await.is_ok() {
-        tokio::time::sleep(GATHER).await;
-        changes.borrow_and_update();
-        let after = manager.state();
+/// Until the manager is gone, or is another cluster's. It is asked for anew each time: holding on to
+/// it would keep a cluster alive that the node has left.
+async fn follow(cluster: &ClusterSide) {
+    let Some((mut before, mut changes)) =
+        cluster.swarm.manager().map(|manager| (manager.state(), manager.changes()))
+    else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                tokio::time::sleep(GATHER).await;
+            }
+            () = tokio::time::sleep(POLL) => {}
+        }
+        changes.mark_unchanged();
+        let Some(after) = cluster.swarm.manager().map(|manager| manager.state()) else { return };
+        if after.cluster().map(|cluster| &cluster.id) != before.cluster().map(|cluster| &cluster.id) {
+            return;
+        }
+        if after.revision() == before.revision() {
+            continue;
+        }
         let node = match cluster.swarm.local_state() {
             LocalState::Active { node, .. } => Some(node),
             _ => None,

@@ -1,8 +1,10 @@
 //! The crate against what a real engine was seen to answer (`tests/golden`), and the router without
 //! a node behind it.
 
+mod cluster;
 mod conversion;
 mod router;
+mod shape;
 
 use serde_json::Value;
 

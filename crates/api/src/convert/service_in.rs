@@ -57,7 +57,9 @@ fn task(spec: wire::TaskSpec, network: FindNetwork<'_>) -> Result<model::TaskSpe
         None | Some("" | "container") => {}
         Some("plugin") => return Err(ApiError::unsupported("services that are plugins are")),
         Some(other) => {
-            return Err(ApiError::bad_request(format!("invalid task spec: unsupported runtime: \"{other}\"")));
+            return Err(ApiError::bad_request(format!(
+                "invalid task spec: unsupported runtime: \"{other}\""
+            )));
         }
     }
     let mut networks = Vec::new();

@@ -220,9 +220,15 @@ async fn create(State(cluster): State<ClusterSide>, Json(request): Json<wire::Cr
     let spec = convert::create(request)?;
     // Docker answers 500 here, and 503 everywhere else without a cluster.
     let manager = manager.ok_or_else(|| ApiError::internal(NOT_A_MANAGER))?;
-    let id = manager.create_network(spec).await.map_err(|error| match error.code {
-        Code::AlreadyExists if error.message.contains("name conflicts") => taken(),
-        _ => ApiError::from_control(error),
+    let id = manager.create_network(spec).await.map_err(|error| {
+        // Docker looks at names and subnets before it asks its manager: no prefix there.
+        let looked_at =
+            ["network with name ", "invalid network config:", "invalid gateway ", "invalid ip-range "];
+        if looked_at.iter().any(|start| error.message.starts_with(start)) {
+            ApiError::from_lookup(error)
+        } else {
+            ApiError::from_control(error)
+        }
     })?;
     let created = wire::Created { id: id.to_string(), warning: String::new() };
     Ok(body::json(StatusCode::CREATED, &created))
@@ -242,10 +248,30 @@ async fn remove(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
-/// Docker prunes local networks only, of which there are none that could be removed.
-async fn prune(params: Params) -> Result<Response> {
-    params.filters(&["label", "label!", "until"])?;
-    Ok(body::ok(&wire::Pruned { deleted: None }))
+/// Removes the cluster's networks that nobody uses. Those of the node itself stay.
+async fn prune(State(cluster): State<ClusterSide>, params: Params) -> Result<Response> {
+    let filters = params.filters(&["label", "label!", "until"])?;
+    if filters.values("until").next().is_some() {
+        return Err(ApiError::unsupported("pruning networks by age is"));
+    }
+    let mut deleted = Vec::new();
+    if let Some(manager) = cluster.swarm.manager() {
+        let state = manager.state();
+        let spared = |network: &Network| {
+            let labels = &network.spec.labels;
+            let named = filters.values("label!").next().is_some() && filters.labels("label!", labels);
+            is_hidden(network) || in_use(&state, network) || named || !filters.labels("label", labels)
+        };
+        for network in state.networks().filter(|network| !spared(network)) {
+            match manager.remove_network(&network.id).await {
+                Ok(()) => deleted.push(network.spec.name.clone()),
+                // Somebody began to use it, or removed it, in this moment.
+                Err(error) if matches!(error.code, Code::FailedPrecondition | Code::NotFound) => {}
+                Err(error) => return Err(ApiError::from_control(error)),
+            }
+        }
+    }
+    Ok(body::ok(&wire::Pruned { deleted: Some(deleted).filter(|names| !names.is_empty()) }))
 }
 
 async fn connect() -> ApiError {

@@ -9,7 +9,7 @@ use axum::response::Response;
 use axum::routing::get;
 use futures::StreamExt;
 use shoal_manager::{Manager, State as Picture};
-use shoal_model::{Labels, LogEntry, Task, TaskId};
+use shoal_model::{Labels, LogEntry, Service, Task, TaskId, TaskSpec};
 
 use crate::body;
 use crate::convert::task as convert;
@@ -91,9 +91,15 @@ impl Selection {
     }
 }
 
-/// The task was made from the service as it stands now.
-fn is_up_to_date(service: &shoal_model::Service, task: &Task) -> bool {
-    task.spec == service.spec.task && task.ports == service.endpoint.ports
+/// The task needs no replacement: it was made from the service as it stands now. Where it may run is
+/// left out, since a task that fits its node stays when only that changes.
+fn is_up_to_date(service: &Service, task: &Task) -> bool {
+    let declared = &service.spec.task;
+    let placed = TaskSpec { placement: declared.placement.clone(), ..task.spec.clone() };
+    let ports = &service.endpoint.ports;
+    placed == *declared
+        && task.ports.len() == ports.len()
+        && task.ports.iter().all(|port| ports.contains(port))
 }
 
 async fn inspect(State(cluster): State<ClusterSide>, Name(id): Name) -> Result<Response> {

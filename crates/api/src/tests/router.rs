@@ -68,6 +68,12 @@ fn json_message(message: &str) -> String {
 const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" \
                              to connect this node to swarm and try again.";
 
+/// Paths that overlap are found when the router is put together, which needs no node.
+#[test]
+fn every_path_has_one_place() {
+    let _ = crate::routes::all();
+}
+
 #[tokio::test]
 async fn a_ping_says_what_is_served() {
     for method in [Method::GET, Method::HEAD] {
@@ -195,10 +201,7 @@ async fn what_is_absent_says_what_to_do() {
 #[tokio::test]
 async fn events_are_a_stream_that_until_ends() {
     let response = ask(Method::GET, "/v1.41/events?until=1", None, "").await;
-    assert_eq!(
-        (response.status().as_u16(), response.headers()["Content-Type"].to_str()),
-        (200, Ok("application/json"))
-    );
+    assert_eq!(response.headers()["Content-Type"], "application/json");
     assert_eq!(text(response).await, "");
 }
 
