@@ -16,7 +16,7 @@ pub enum Error {
     UnsupportedVersion { found: String },
     /// containerd refused; `action` is what was asked of it.
     #[error("{action}: {message}")]
-    Containerd { action: String, message: String },
+    Containerd { action: String, code: tonic::Code, message: String },
     /// Docker's text, with the name in the form it was looked up.
     #[error("No such image: {0}")]
     NoSuchImage(String),
@@ -27,7 +27,8 @@ pub enum Error {
     /// Docker's text (`conflict: unable to …`): the image is needed by a container or has other names.
     #[error("{0}")]
     ImageInUse(String),
-    #[error("invalid reference format: {0}")]
+    /// Docker's text (`invalid reference format…`).
+    #[error("{0}")]
     InvalidReference(String),
     /// What was to be loaded or imported is not an image.
     #[error("invalid image archive: {0}")]
@@ -60,5 +61,32 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { path, source }
+    }
+
+    /// containerd knows no such thing.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Error::Containerd { code: tonic::Code::NotFound, .. })
+    }
+
+    /// containerd has it already.
+    pub(crate) fn is_already_exists(&self) -> bool {
+        matches!(self, Error::Containerd { code: tonic::Code::AlreadyExists, .. })
+    }
+
+    /// containerd's own words, without what was asked of it.
+    pub(crate) fn into_message(self) -> String {
+        match self {
+            Error::Containerd { message, .. } => message,
+            other => other.to_string(),
+        }
+    }
+
+    /// One error for what remained of a removal, if anything did.
+    pub(crate) fn collect(mut errors: Vec<Error>) -> Result<()> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Error::Several(errors)),
+        }
     }
 }

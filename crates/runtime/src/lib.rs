@@ -6,12 +6,17 @@
 //! per container that containerd's shim starts.
 #![forbid(unsafe_code)]
 
+mod client;
 mod container;
 mod error;
 mod exec;
 mod image;
+mod lease;
+mod log;
 pub mod log_shim;
+mod rootfs;
 mod runtime;
+mod spec;
 
 pub use container::{Container, ContainerConfig, ContainerState, Exit};
 pub use error::{Error, Result};

@@ -1,9 +1,27 @@
 //! Images as Docker's users see them.
 
+mod archive;
+mod bundle;
+mod content;
+mod document;
+mod import;
+mod reference;
+mod store;
+
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use shoal_model::{Healthcheck, Labels};
+use tokio::io::AsyncRead;
+
+pub(crate) use content::{SNAPSHOTTER, digest_of, remove_snapshot};
+pub(crate) use store::{Entry, Images, User};
+
+use crate::Result;
+use archive::{Archive, spool, temporary};
+use bundle::Bundle;
+use reference::Reference;
 
 /// An image on this node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,4 +96,51 @@ pub struct ImportOptions {
 pub enum ImageDeletion {
     Untagged(String),
     Deleted(String),
+}
+
+/// Loads every image of an archive; returns what Docker prints of each: its names, else its id.
+pub(crate) async fn load(
+    images: &Images,
+    scratch: &Path,
+    tar: impl AsyncRead + Send + Unpin,
+) -> Result<Vec<String>> {
+    let archive = Archive::read(tar, scratch).await?;
+    let mut loaded = Vec::new();
+    for bundle in bundle::images(&archive).await? {
+        let id = images.add(&bundle).await?;
+        loaded.extend(bundle.names.iter().map(Reference::familiar));
+        if bundle.names.is_empty() {
+            loaded.push(id);
+        }
+    }
+    Ok(loaded)
+}
+
+/// Makes an image of a file system; returns its id.
+pub(crate) async fn import(
+    images: &Images,
+    scratch: &Path,
+    tar: impl AsyncRead + Send + Unpin,
+    options: &ImportOptions,
+) -> Result<String> {
+    let name =
+        options.reference.as_deref().map(Reference::parse).transpose()?.map(Reference::with_default_tag);
+    let dir = {
+        let scratch: PathBuf = scratch.to_owned();
+        archive::blocking(move || temporary(&scratch)).await?
+    };
+    let layer = spool(tar, dir.path()).await?;
+    let config = import::configuration(options, &layer, Timestamp::now()).await?;
+    images.add(&Bundle::assemble(name.into_iter().collect(), config, vec![layer]).await?).await
+}
+
+/// This machine in the words of image platforms (Go's).
+pub(crate) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
 }

@@ -1,10 +1,22 @@
 //! Containers: what they are made from and how they live.
 
+mod create;
+mod files;
+mod lifecycle;
+mod sweep;
+
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use shoal_model::{ContainerId, ContainerSpec, Labels, Resources};
+
+use crate::RuntimeConfig;
+use crate::client::Client;
+use crate::spec::Kernel;
+use files::Files;
+pub(crate) use files::{LOCK, LOG, LOG_OPTIONS, remove_dir};
 
 /// Everything a container is made from. It is kept with the container and returned with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,4 +78,46 @@ pub struct Exit {
     pub at: Timestamp,
     /// The kernel killed one of its processes for want of memory.
     pub oom: bool,
+}
+
+/// What is kept with containerd's record of a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    config: ContainerConfig,
+    argv: Vec<String>,
+    env: Vec<String>,
+    image_id: String,
+    stop_signal: i32,
+}
+
+/// The containers of a containerd namespace.
+#[derive(Clone)]
+pub(crate) struct Containers {
+    client: Client,
+    config: Arc<RuntimeConfig>,
+    kernel: Kernel,
+}
+
+impl Containers {
+    pub(crate) fn new(client: Client, config: Arc<RuntimeConfig>) -> Self {
+        Self { client, config, kernel: Kernel::probe() }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn files(&self, id: &ContainerId) -> Files {
+        Files::new(&self.config.data_dir, id)
+    }
+
+    /// Where the FIFOs of a container's execs are.
+    pub(crate) fn fifos(&self, id: &str) -> PathBuf {
+        self.config.run_dir.join("exec").join(id)
+    }
+
+    /// The container's path in every cgroup hierarchy.
+    fn cgroup(&self, id: &ContainerId) -> String {
+        format!("/shoal/{}/{id}", self.config.namespace)
+    }
 }

@@ -1,0 +1,349 @@
+//! A container's life: start, signals, exit, removal; and what containerd knows of it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use containerd_client::services::v1::snapshots::MountsRequest;
+use containerd_client::services::v1::{
+    Container as Stored, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetRequest,
+    KillRequest, ListContainersRequest, ListPidsRequest, ListTasksRequest, StartRequest,
+    UpdateContainerRequest, WaitRequest,
+};
+use containerd_client::types::v1::{Process, Status};
+use jiff::Timestamp;
+use prost_types::FieldMask;
+use serde_json::json;
+use shoal_model::ContainerId;
+
+use super::create::{blocking, own_netns, record_of, specification_any, specification_of};
+use super::files::{LOCK, remove_dir};
+use super::{Container, ContainerState, Containers, Exit};
+use crate::client::{ask, optional, timestamp};
+use crate::image::{SNAPSHOTTER, remove_snapshot};
+use crate::{Error, Result};
+
+/// How a container ended that nobody saw ending (Docker's choice).
+const LOST: i32 = 255;
+/// A killed task takes this long at most to be gone.
+const DEATH: Duration = Duration::from_secs(15);
+
+impl Containers {
+    /// Starts a created container; returns its process id on the node.
+    pub(crate) async fn start(&self, id: &ContainerId) -> Result<u32> {
+        let stored = self.stored(id).await?.ok_or_else(|| Error::NoSuchContainer(id.to_string()))?;
+        let record = record_of(&stored).ok_or_else(|| Error::NoSuchContainer(id.to_string()))?;
+        if self.files(id).exit().is_some() {
+            return Err(Error::Start(format!("container {id} has run already")));
+        }
+        if record.config.netns.is_none() {
+            self.join_own_netns(id, stored).await?;
+        }
+        let started = match self.create_task(id, record.config.spec.tty).await {
+            Ok(()) => self.start_task(id).await,
+            Err(error) => Err(error),
+        };
+        if started.is_err() {
+            // The task, if there is one, cannot run any more; the container can be tried again.
+            self.delete_task(id).await.ok();
+            return started;
+        }
+        let files = self.files(id);
+        blocking(move || files.set_started(Timestamp::now())).await?;
+        started
+    }
+
+    /// The process that made the container may have been another one than this.
+    async fn join_own_netns(&self, id: &ContainerId, mut stored: Stored) -> Result<()> {
+        let mut specification = specification_of(id, &stored)?;
+        if let Some(namespaces) = specification["linux"]["namespaces"].as_array_mut() {
+            for namespace in namespaces.iter_mut().filter(|namespace| namespace["type"] == "network") {
+                namespace["path"] = json!(own_netns());
+            }
+        }
+        stored.spec = Some(specification_any(&specification));
+        let request = || UpdateContainerRequest {
+            container: Some(stored.clone()),
+            update_mask: Some(FieldMask { paths: vec!["spec".to_owned()] }),
+        };
+        ask!(self.client, format!("updating container {id}"), containers.update(request())).map(drop)
+    }
+
+    async fn create_task(&self, id: &ContainerId, terminal: bool) -> Result<()> {
+        let request = || MountsRequest { snapshotter: SNAPSHOTTER.to_owned(), key: id.to_string() };
+        let rootfs = ask!(self.client, format!("mounting {id}"), snapshots.mounts(request()))?.mounts;
+        let logger = self.logger(id);
+        // Left by an attempt that failed, it would tell readers that the output has ended.
+        tokio::fs::remove_file(self.files(id).dir.join(LOCK)).await.ok();
+        let request = || CreateTaskRequest {
+            container_id: id.to_string(),
+            rootfs: rootfs.clone(),
+            stdout: logger.clone(),
+            // A terminal has one output.
+            stderr: if terminal { String::new() } else { logger.clone() },
+            terminal,
+            ..CreateTaskRequest::default()
+        };
+        match ask!(self.client, format!("starting container {id}"), tasks.create(request())) {
+            Ok(_) => Ok(()),
+            // An attempt whose answer was lost has made it.
+            Err(error) if error.is_already_exists() => Ok(()),
+            Err(error @ Error::Containerd { .. }) => Err(Error::Start(error.into_message())),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn start_task(&self, id: &ContainerId) -> Result<u32> {
+        let request = || StartRequest { container_id: id.to_string(), exec_id: String::new() };
+        match ask!(self.client, format!("starting container {id}"), tasks.start(request())) {
+            Ok(started) => Ok(started.pid),
+            Err(error @ Error::Containerd { .. }) => match self.task(id).await? {
+                // As above: it runs, or has run, since an attempt before.
+                Some(task) if !matches!(task.status(), Status::Created | Status::Unknown) => Ok(task.pid),
+                _ => Err(Error::Start(error.into_message())),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The URI by which containerd's shim starts the logger.
+    fn logger(&self, id: &ContainerId) -> String {
+        let escape = |path: &std::path::Path| {
+            use std::os::unix::ffi::OsStrExt;
+            let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+            let one =
+                |&byte: &u8| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+            path.as_os_str().as_bytes().iter().map(one).collect::<String>()
+        };
+        format!("binary://{}?log-shim={}", escape(&self.config.executable), escape(&self.files(id).dir))
+    }
+
+    /// containerd's task of a container, if it has one.
+    pub(crate) async fn task(&self, id: &ContainerId) -> Result<Option<Process>> {
+        let request = || GetRequest { container_id: id.to_string(), exec_id: String::new() };
+        let found =
+            optional(ask!(self.client, format!("looking for the process of {id}"), tasks.get(request())))?;
+        Ok(found.and_then(|found| found.process))
+    }
+
+    /// Sends a signal to the container's first process.
+    pub(crate) async fn kill(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        let signal =
+            u32::try_from(signal).map_err(|_| Error::InvalidConfig(format!("invalid signal: {signal}")))?;
+        let request =
+            || KillRequest { container_id: id.to_string(), exec_id: String::new(), signal, all: false };
+        match optional(ask!(self.client, format!("killing {id}"), tasks.kill(request())))? {
+            Some(_) => Ok(()),
+            None if self.stored(id).await?.is_some() => Err(Error::NotRunning(id.to_string())),
+            None => Err(Error::NoSuchContainer(id.to_string())),
+        }
+    }
+
+    /// Waits for a started container to end, however long containerd is away meanwhile.
+    pub(crate) async fn wait(&self, id: &ContainerId) -> Result<Exit> {
+        let request = || WaitRequest { container_id: id.to_string(), exec_id: String::new() };
+        let forever = Duration::MAX;
+        let waited = self
+            .client
+            .retry(format!("waiting for {id}"), forever, || {
+                let (mut service, request) = (self.client.tasks(), self.client.request(request()));
+                async move { service.wait(request).await }
+            })
+            .await;
+        // The answer is also in the task, where every other way of learning it finds it too.
+        optional(waited)?;
+        match self.container(id).await?.state {
+            ContainerState::Exited { exit, .. } => Ok(exit),
+            ContainerState::Created | ContainerState::Running { .. } => {
+                Err(Error::NotRunning(id.to_string()))
+            }
+        }
+    }
+
+    /// Writes down how a stopped task ended, then lets containerd forget the task, and with it the
+    /// logger and the shim.
+    async fn reap(&self, id: &ContainerId, task: &Process) -> Result<Exit> {
+        let files = self.files(id);
+        let exit = match files.exit() {
+            Some(exit) => exit,
+            None => {
+                let code = i32::try_from(task.exit_status).unwrap_or(LOST);
+                let at = timestamp(task.exited_at).unwrap_or_else(Timestamp::now);
+                let exit = Exit { code, at, oom: self.out_of_memory(id) };
+                if let Err(error) = blocking(move || files.set_exit(&exit)).await {
+                    // The task stays, as long as nothing else knows how it ended.
+                    tracing::warn!(%error, container = %id, "how it ended cannot be written down");
+                    return Ok(exit);
+                }
+                exit
+            }
+        };
+        if let Err(error) = self.delete_task(id).await {
+            tracing::warn!(%error, container = %id, "an ended task stays for now");
+        }
+        Ok(exit)
+    }
+
+    /// The kernel counts its kills in the container's cgroup, which is there until the task is
+    /// deleted.
+    fn out_of_memory(&self, id: &ContainerId) -> bool {
+        let cgroup = self.cgroup(id);
+        let file = if self.kernel.unified {
+            format!("/sys/fs/cgroup{cgroup}/memory.events")
+        } else {
+            format!("/sys/fs/cgroup/memory{cgroup}/memory.oom_control")
+        };
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count.trim() != "0")
+    }
+
+    async fn delete_task(&self, id: &ContainerId) -> Result<()> {
+        let request = || DeleteTaskRequest { container_id: id.to_string() };
+        optional(ask!(self.client, format!("removing the process of {id}"), tasks.delete(request())))
+            .map(drop)
+    }
+
+    /// Removes a container, running or not, and whatever a half-made one left. Goes on after errors.
+    pub(crate) async fn remove(&self, id: &ContainerId) -> Result<()> {
+        let mut errors = Vec::new();
+        errors.extend(self.end_task(id).await.err());
+        let request = || DeleteContainerRequest { id: id.to_string() };
+        let deleted = ask!(self.client, format!("removing container {id}"), containers.delete(request()));
+        errors.extend(optional(deleted).err());
+        errors.extend(remove_snapshot(&self.client, id.as_str()).await.err());
+        let (files, fifos) = (self.files(id), self.fifos(id.as_str()));
+        errors.extend(blocking(move || files.remove()).await.err());
+        errors.extend(blocking(move || remove_dir(&fifos)).await.err());
+        Error::collect(errors)
+    }
+
+    /// Kills a task and waits until it is gone.
+    async fn end_task(&self, id: &ContainerId) -> Result<()> {
+        let Some(task) = self.task(id).await? else { return Ok(()) };
+        if task.status() != Status::Stopped {
+            let request = || KillRequest {
+                container_id: id.to_string(),
+                exec_id: String::new(),
+                signal: nix::libc::SIGKILL as u32,
+                all: true,
+            };
+            optional(ask!(self.client, format!("killing {id}"), tasks.kill(request())))?;
+            if task.status() != Status::Created {
+                let request = || WaitRequest { container_id: id.to_string(), exec_id: String::new() };
+                let wait = async { ask!(self.client, format!("waiting for {id}"), tasks.wait(request())) };
+                match tokio::time::timeout(DEATH, wait).await {
+                    Ok(waited) => drop(optional(waited)?),
+                    Err(_) => tracing::warn!(container = %id, "a killed container does not end"),
+                }
+            }
+        }
+        self.delete_task(id).await
+    }
+
+    /// All containers that are ours.
+    pub(crate) async fn list(&self) -> Result<Vec<Container>> {
+        let request = || ListContainersRequest { filters: Vec::new() };
+        let stored = ask!(self.client, "listing containers", containers.list(request()))?.containers;
+        let request = || ListTasksRequest { filter: String::new() };
+        let tasks = ask!(self.client, "listing tasks", tasks.list(request()))?.tasks;
+        // containerd gives a task the id of its container.
+        let mut tasks: HashMap<String, Process> =
+            tasks.into_iter().map(|task| (task.id.clone(), task)).collect();
+        let mut containers = Vec::with_capacity(stored.len());
+        for stored in stored {
+            let task = tasks.remove(&stored.id);
+            containers.extend(self.describe(stored, task).await?);
+        }
+        Ok(containers)
+    }
+
+    pub(crate) async fn container(&self, id: &ContainerId) -> Result<Container> {
+        let missing = || Error::NoSuchContainer(id.to_string());
+        let stored = self.stored(id).await?.ok_or_else(missing)?;
+        let task = self.task(id).await?;
+        self.describe(stored, task).await?.ok_or_else(missing)
+    }
+
+    async fn describe(&self, stored: Stored, task: Option<Process>) -> Result<Option<Container>> {
+        let Some(record) = record_of(&stored) else { return Ok(None) };
+        let id = record.config.id.clone();
+        let created = timestamp(stored.created_at).unwrap_or_else(Timestamp::now);
+        let state = self.state(&id, task, created).await?;
+        Ok(Some(Container {
+            config: record.config,
+            created,
+            state,
+            argv: record.argv,
+            env: record.env,
+            image_id: record.image_id,
+            stop_signal: record.stop_signal,
+            dir: self.files(&id).dir,
+        }))
+    }
+
+    async fn state(
+        &self,
+        id: &ContainerId,
+        task: Option<Process>,
+        created: Timestamp,
+    ) -> Result<ContainerState> {
+        let files = self.files(id);
+        let started = files.started();
+        let since = started.unwrap_or(created);
+        match task {
+            Some(task) if task.status() == Status::Stopped => {
+                Ok(ContainerState::Exited { exit: self.reap(id, &task).await?, started: since })
+            }
+            Some(task) if matches!(task.status(), Status::Created | Status::Unknown) => {
+                Ok(ContainerState::Created)
+            }
+            Some(task) => Ok(ContainerState::Running { pid: task.pid, started: since }),
+            None => match (files.exit(), started) {
+                (Some(exit), _) => Ok(ContainerState::Exited { exit, started: since }),
+                (None, Some(_)) => self.state_of_started(id, since).await,
+                (None, None) => Ok(ContainerState::Created),
+            },
+        }
+    }
+
+    /// Looks again at a container that was started, had no task and had not ended: it may have been
+    /// started or have ended between the two looks.
+    async fn state_of_started(&self, id: &ContainerId, since: Timestamp) -> Result<ContainerState> {
+        let files = self.files(id);
+        match self.task(id).await? {
+            Some(task) if task.status() == Status::Stopped => {
+                Ok(ContainerState::Exited { exit: self.reap(id, &task).await?, started: since })
+            }
+            Some(task) => Ok(ContainerState::Running { pid: task.pid, started: since }),
+            None => {
+                let exit = match files.exit() {
+                    Some(exit) => exit,
+                    // Neither a task nor a word of its end is left: the machine went down.
+                    None => {
+                        let exit = Exit { code: LOST, at: Timestamp::now(), oom: false };
+                        blocking(move || files.set_exit(&exit)).await?;
+                        exit
+                    }
+                };
+                Ok(ContainerState::Exited { exit, started: since })
+            }
+        }
+    }
+
+    /// Process ids on the node, the container's first process among them.
+    pub(crate) async fn processes(&self, id: &ContainerId) -> Result<Vec<u32>> {
+        let request = || ListPidsRequest { container_id: id.to_string() };
+        let listed =
+            optional(ask!(self.client, format!("listing processes of {id}"), tasks.list_pids(request())))?;
+        match listed {
+            Some(listed) => Ok(listed.processes.iter().map(|process| process.pid).collect()),
+            None if self.stored(id).await?.is_some() => Err(Error::NotRunning(id.to_string())),
+            None => Err(Error::NoSuchContainer(id.to_string())),
+        }
+    }
+
+    /// The directory of a container, whether or not it exists.
+    pub(crate) fn dir(&self, id: &ContainerId) -> PathBuf {
+        self.files(id).dir
+    }
+}

@@ -1,0 +1,8 @@
+//! A container's log: the line format, and reading it back.
+
+mod follow;
+mod line;
+mod reader;
+
+pub(crate) use follow::read;
+pub(crate) use line::Encoder;

@@ -1,0 +1,6 @@
+//! The runtime against the real containerd and kernel; needs root.
+
+mod containers;
+mod images;
+mod support;
+mod survival;

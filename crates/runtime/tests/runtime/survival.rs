@@ -1,0 +1,215 @@
+//! What outlives the daemon, containerd and the machine; and logs, which must lose nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use futures::StreamExt;
+use shoal_model::{Labels, LogSelector};
+use shoal_runtime::ContainerState;
+use crate::support::{World, eventually, shell, text, words};
+use tempfile::TempDir;
+
+/// Sequence numbers in lines of a thousand characters.
+const CHATTER: &str = "awk 'BEGIN{for(i=0;i<N;i++){printf \"%d %0990d\\n\", i, 0; if(i%100==99){fflush(); system(\"sleep 0.1\")}}}'";
+
+fn numbers(log: &str) -> Vec<u64> {
+    log.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn nothing_is_lost_while_nobody_is_there() {
+    let world = World::with_image().await;
+    let script = format!("{}; exit 7", CHATTER.replace('N', "3000"));
+    let id = world.start(shell(&script)).await;
+    // The client object goes, as when the daemon is killed; a new one finds the container.
+    let dir = world.runtime.container(&id).await.unwrap().dir;
+    let world = world.reborn();
+    eventually("output in our absence", async || {
+        std::fs::metadata(dir.join("json.log")).is_ok_and(|log| log.len() > 1_000_000)
+    })
+    .await;
+    let world = world.connect().await;
+    let found = world.runtime.containers().await.unwrap();
+    assert!(matches!(found[0].state, ContainerState::Running { .. }), "{:?}", found[0].state);
+    assert_eq!(found[0].config.id, id);
+    assert_eq!(world.runtime.wait(&id).await.unwrap().code, 7);
+    assert_eq!(numbers(&text(&world.log(&id).await)), (0..3000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_exit_in_our_absence_is_found() {
+    let world = World::with_image().await;
+    let id = world.start(shell("exit 11")).await;
+    eventually("exit", async || world.ctr(&["tasks", "ls"]).iter().any(|line| line.contains("STOPPED")))
+        .await;
+    let runtime = world.reconnect().await;
+    let state = runtime.containers().await.unwrap().remove(0).state;
+    assert!(matches!(state, ContainerState::Exited { exit, .. } if exit.code == 11), "{state:?}");
+    assert_eq!(runtime.wait(&id).await.unwrap().code, 11);
+}
+
+#[tokio::test]
+async fn a_log_is_followed_across_rotations_and_kept_within_its_bounds() {
+    let world = World::with_image().await;
+    let script = CHATTER.replace('N', "2000");
+    let options = |size: &str, files: &str| {
+        Labels::from([("max-size".to_owned(), size.to_owned()), ("max-file".to_owned(), files.to_owned())])
+    };
+    let id = world.create_with(shell(&script), |config| config.log_options = options("100k", "4")).await;
+    let follow = LogSelector { follow: true, ..LogSelector::default() };
+    // Before it is started: the follower waits for the logger.
+    let followed =
+        tokio::spawn(world.runtime.logs(&id, follow).map(|entry| entry.unwrap()).collect::<Vec<_>>());
+    world.runtime.start(&id).await.unwrap();
+    world.runtime.wait(&id).await.unwrap();
+    let followed = tokio::time::timeout(Duration::from_secs(20), followed).await.unwrap().unwrap();
+    assert_eq!(numbers(&text(&followed)), (0..2000).collect::<Vec<_>>());
+    let dir = world.runtime.container(&id).await.unwrap().dir;
+    let mut sizes = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("json.log") {
+            sizes.push(entry.metadata().unwrap().len());
+        }
+    }
+    assert_eq!(sizes.len(), 4);
+    assert!(sizes.iter().all(|&size| size <= 100 << 10), "{sizes:?}");
+    let select = async |selector: LogSelector| {
+        let entries = world.runtime.logs(&id, selector).map(|entry| entry.unwrap()).collect::<Vec<_>>().await;
+        numbers(&text(&entries))
+    };
+    let last = LogSelector { tail: Some(150), ..LogSelector::default() };
+    assert_eq!(select(last).await, (1850..2000).collect::<Vec<_>>());
+    let middle = followed[1900].time;
+    let since = LogSelector { since: Some(middle), ..LogSelector::default() };
+    assert!(select(since).await.contains(&1900));
+    let until = LogSelector { until: Some(middle), ..LogSelector::default() };
+    assert!(select(until).await.last().is_some_and(|&last| last < 1900));
+    let errors = LogSelector { stdout: false, ..LogSelector::default() };
+    assert_eq!(select(errors).await, [0; 0]);
+}
+
+#[tokio::test]
+async fn a_follower_ends_when_the_container_is_removed() {
+    let world = World::with_image().await;
+    let id = world.create(shell("true")).await;
+    let follow = LogSelector { follow: true, ..LogSelector::default() };
+    let follower = tokio::spawn(world.runtime.logs(&id, follow).count());
+    world.runtime.remove(&id).await.unwrap();
+    assert_eq!(tokio::time::timeout(Duration::from_secs(10), follower).await.unwrap().unwrap(), 0);
+    let gone = world.runtime.logs(&id, LogSelector::default()).next().await.unwrap();
+    assert!(matches!(gone, Err(shoal_runtime::Error::NoSuchContainer(_))));
+}
+
+/// A containerd that this test may kill.
+struct Containerd {
+    dir: TempDir,
+    child: Child,
+}
+
+impl Containerd {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let child = Self::spawn(dir.path());
+        let this = Self { dir, child };
+        this.ready().await;
+        this
+    }
+
+    fn spawn(dir: &Path) -> Child {
+        let file = dir.join("config.toml");
+        let text = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
+            dir.join("root"),
+            dir.join("state"),
+            dir.join("sock"),
+        );
+        std::fs::write(&file, text).unwrap();
+        let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+        Command::new("containerd").arg("--config").arg(&file).stderr(log).spawn().unwrap()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("sock")
+    }
+
+    async fn ready(&self) {
+        eventually("containerd", async || tokio::net::UnixStream::connect(self.socket()).await.is_ok()).await;
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    async fn restart(&mut self) {
+        self.child = Self::spawn(self.dir.path());
+        self.ready().await;
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_containerd_restart_is_survived() {
+    let mut containerd = Containerd::new().await;
+    let world = World::at(&containerd.socket()).await;
+    world.load_busybox().await;
+    let id = world.start(shell("trap 'exit 6' TERM; while :; do sleep 0.1; done")).await;
+    let (runtime, waited) = (world.runtime.clone(), id.clone());
+    let waiting = tokio::spawn(async move { runtime.wait(&waited).await });
+    containerd.kill();
+    let (runtime, asked) = (world.runtime.clone(), id.clone());
+    let asking = tokio::spawn(async move { runtime.container(&asked).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished() && !asking.is_finished(), "nothing is known while containerd is away");
+    containerd.restart().await;
+    let state = asking.await.unwrap().unwrap().state;
+    assert!(matches!(state, ContainerState::Running { .. }), "{state:?}");
+    let probe = world.runtime.probe(&id, words(&["true"]), Duration::from_secs(20)).await.unwrap();
+    assert_eq!(probe.exit_code, 0, "{}", probe.output);
+    world.runtime.kill(&id, 15).await.unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap().unwrap();
+    assert_eq!(exit.code, 6);
+    drop(world);
+}
+
+#[tokio::test]
+async fn after_a_reboot_what_ran_has_ended() {
+    let mut containerd = Containerd::new().await;
+    let world = World::at(&containerd.socket()).await;
+    world.load_busybox().await;
+    let (ran, never) = (world.start(shell("sleep 1000")).await, world.create(shell("true")).await);
+    let ContainerState::Running { pid, .. } = world.runtime.container(&ran).await.unwrap().state else {
+        panic!("it runs");
+    };
+    containerd.kill();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().to_owned();
+    // The machine goes down: shim, container and run directory are gone, the disk stays.
+    for pid in [shim, pid.to_string()] {
+        assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    }
+    let state = containerd.dir.path().join("state");
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        if Path::new(mount).starts_with(&state) {
+            assert!(Command::new("umount").args(["-l", mount]).status().unwrap().success());
+        }
+    }
+    std::fs::remove_dir_all(&state).unwrap();
+    containerd.restart().await;
+    let state = world.runtime.container(&ran).await.unwrap().state;
+    assert!(matches!(state, ContainerState::Exited { exit, .. } if exit.code == 255), "{state:?}");
+    assert_eq!(world.runtime.wait(&ran).await.unwrap().code, 255);
+    assert_eq!(world.runtime.container(&never).await.unwrap().state, ContainerState::Created);
+    world.runtime.remove(&ran).await.unwrap();
+    assert_eq!(world.runtime.start(&never).await.is_ok(), true, "what was only made can still run");
+    world.runtime.wait(&never).await.unwrap();
+    drop(world);
+}
