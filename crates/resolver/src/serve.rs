@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::feed::{Registry, serve_feed};
+use crate::feed::{End, Registry, serve_feed};
 use crate::forward::Forwarder;
 use crate::state::StateDir;
 use crate::{Error, Result};
@@ -33,10 +33,14 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("resolver.sock")
 }
 
-/// Runs until SIGTERM, which keeps the state for a restart, or the feed's `stop`, which clears it.
+/// Runs until SIGTERM or the feed's `retire`, which keep the state for a restart, or the feed's `stop`,
+/// which clears it.
 ///
 /// Fails with [`Error::AlreadyRunning`] when another resolver serves the same run directory.
 pub async fn serve(config: ResolverConfig) -> Result<()> {
+    // Apart from the terminal and the process group of the daemon that started it. Fails for a process
+    // that leads a group already, which is as good.
+    let _ = nix::unistd::setsid();
     let mut terminated =
         signal(SignalKind::terminate()).map_err(Error::path("handle signals in", &config.run_dir))?;
     std::fs::create_dir_all(&config.run_dir).map_err(Error::path("create", &config.run_dir))?;
@@ -48,9 +52,13 @@ pub async fn serve(config: ResolverConfig) -> Result<()> {
     let path = socket_path(&config.run_dir);
     let listener = bind_private(&path)?;
     tracing::info!(socket = %path.display(), "the resolver serves");
+    let mut end = registry.end.subscribe();
     let ended = tokio::select! {
         failed = serve_feed(listener, registry.clone()) => failed.map_err(Error::path("accept at", &path)),
-        () = registry.stopped.notified() => lock.remove(),
+        end = end.wait_for(Option::is_some) => match end.ok().and_then(|end| *end) {
+            Some(End::Stopped) => lock.remove(),
+            _ => Ok(()),
+        },
         _ = terminated.recv() => Ok(()),
     };
     let _ = std::fs::remove_file(&path);

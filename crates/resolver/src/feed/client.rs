@@ -100,6 +100,12 @@ impl Client {
         }
     }
 
+    /// Ends the process to make room for a successor (another version), which will find its state and
+    /// open the same ports.
+    pub async fn retire(&self) -> Result<()> {
+        self.done(&Request::Retire).await
+    }
+
     /// Ends the process and forgets its state on disk.
     pub async fn stop(&self) -> Result<()> {
         self.done(&Request::Stop).await

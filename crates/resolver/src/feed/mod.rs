@@ -14,7 +14,7 @@ mod client;
 mod server;
 
 pub use client::Client;
-pub(crate) use server::{Registry, serve_feed};
+pub(crate) use server::{End, Registry, serve_feed};
 
 /// The version of the feed this build speaks.
 pub const FEED_VERSION: u32 = 1;
@@ -92,6 +92,9 @@ pub(crate) enum Request {
     },
     ReadBack,
     ReadNames(NetworkId),
+    /// Ends the process; the state stays for a successor.
+    Retire,
+    /// Ends the process for good.
     Stop,
 }
 

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use shoal_model::NetworkId;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, watch};
 
 use super::{DnsPorts, FEED_VERSION, Hello, NetworkState, Reply, Request, SandboxState, SandboxView, State};
 use crate::forward::Forwarder;
@@ -28,8 +28,17 @@ pub(crate) struct Registry {
     forwarder: Arc<Forwarder>,
     disk: StateDir,
     served: Mutex<Served>,
-    /// Notified when the process is to end for good.
-    pub(crate) stopped: Notify,
+    /// Set when the process is to end.
+    pub(crate) end: watch::Sender<Option<End>>,
+}
+
+/// How the feed ends the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// There will be a successor.
+    Retired,
+    /// Nothing is to be left behind.
+    Stopped,
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +71,11 @@ async fn serve_peer(stream: UnixStream, registry: &Registry) -> io::Result<()> {
             return Ok(());
         }
         let request = serde_json::from_slice(&line);
-        let stops = matches!(request, Ok(Request::Stop));
+        let end = match request {
+            Ok(Request::Retire) => Some(End::Retired),
+            Ok(Request::Stop) => Some(End::Stopped),
+            _ => None,
+        };
         let reply = match request {
             Ok(Request::Hello { feed_version }) => {
                 greeted = feed_version == FEED_VERSION;
@@ -72,12 +85,12 @@ async fn serve_peer(stream: UnixStream, registry: &Registry) -> io::Result<()> {
             Ok(request) => registry.handle(request).await.unwrap_or_else(|error| Reply::Error(chain(&error))),
             Err(error) => Reply::Error(format!("not a request: {error}")),
         };
-        let done = stops && matches!(reply, Reply::Done);
+        let end = end.filter(|_| matches!(reply, Reply::Done));
         let mut line = serde_json::to_vec(&reply)?;
         line.push(b'\n');
         let written = stream.get_mut().write_all(&line).await;
-        if done {
-            registry.stopped.notify_one();
+        if end.is_some() {
+            registry.end.send_replace(end);
         }
         written?;
     }
@@ -101,7 +114,8 @@ impl Registry {
                 }
             }
         }
-        let registry = Self { version, forwarder, disk, served: Mutex::new(served), stopped: Notify::new() };
+        let registry =
+            Self { version, forwarder, disk, served: Mutex::new(served), end: watch::Sender::default() };
         registry.save_sandboxes(&*registry.served.lock().await).await?;
         Ok(registry)
     }
@@ -146,6 +160,7 @@ impl Registry {
                 let names = names.filter(|names| !names.is_unknown());
                 return Ok(Reply::Names(names.map(Arc::unwrap_or_clone)));
             }
+            Request::Retire => {}
             Request::Stop => {
                 served.sandboxes.clear();
                 self.on_disk(StateDir::clear).await?;

@@ -110,6 +110,18 @@ async fn sigterm_ends_it_and_keeps_its_state() {
 }
 
 #[tokio::test]
+async fn a_retired_resolver_leaves_its_place_to_the_next() {
+    let (mut world, client) = World::start(&[]).await;
+    mynet().feed(&client).await;
+    let sandbox = Sandbox::new(&client, "s1", &["mynet"]).await;
+    client.retire().await.unwrap();
+    assert!(world.resolver().wait().unwrap().success());
+    assert!(!world.socket().exists());
+    let _client = world.start_resolver().await;
+    assert_eq!(sandbox.short("web"), ["10.0.1.2"], "on the same port");
+}
+
+#[tokio::test]
 async fn stop_leaves_nothing_behind() {
     let (mut world, client) = World::start(&[]).await;
     mynet().feed(&client).await;
