@@ -9,6 +9,7 @@ use crate::fabric::{Inner, remove_link};
 use crate::gateway::{Gateway, choose_address};
 use crate::netlink::Netlink;
 use crate::netns::Namespace;
+use crate::owner::{GATEWAY, Purpose};
 use crate::sandbox::{self, Interface, Outside};
 use crate::state::State;
 use crate::{Error, Fabric, Result, Sandbox, SandboxAttachment, SandboxConfig, SandboxLink, sysctl};
@@ -18,6 +19,9 @@ impl Fabric {
     /// applied.
     pub async fn create_sandbox(&self, config: &SandboxConfig) -> Result<Sandbox> {
         let inner = &*self.inner;
+        if !matches!(Purpose::of(&config.id), Purpose::Sandbox(_)) {
+            return Err(Error::InvalidName(config.id.clone()));
+        }
         let mut state = inner.state.lock().await;
         let (namespace, _) = inner.directory.ensure(&config.id).await?;
         let result = inner.furnish(&mut state, &namespace, config).await;
@@ -137,7 +141,7 @@ impl Inner {
 
     /// Made with the first sandbox that needs it.
     async fn ensure_gateway(&self, state: &mut State, config: &SandboxConfig) -> Result<Gateway> {
-        let present = self.netlink.link(crate::owner::GATEWAY).await?;
+        let present = self.netlink.link(GATEWAY).await?;
         if let (Some(gateway), Some(link)) = (&state.gateway, present)
             && link.index == gateway.index
             && link.up

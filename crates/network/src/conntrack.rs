@@ -27,7 +27,7 @@ const PROTOCOL_NUMBER: u16 = 1;
 const PROTOCOL_SOURCE: u16 = 2;
 const PROTOCOL_DESTINATION: u16 = 3;
 
-const NESTED: u16 = 1 << 15;
+/// Without the flags for nesting and byte order.
 const TYPE_MASK: u16 = 0x3fff;
 /// Of a message (`nlmsghdr` and `nfgenmsg`) and of an attribute.
 const HEADER: usize = 16;
@@ -211,6 +211,8 @@ fn parse_port(value: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NESTED: u16 = 1 << 15;
 
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = ((ATTRIBUTE_HEADER + value.len()) as u16).to_ne_bytes().to_vec();

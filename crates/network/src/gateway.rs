@@ -8,7 +8,7 @@ use netlink_packet_route::link::LinkAttribute;
 
 use crate::netlink::Netlink;
 use crate::netns::Namespace;
-use crate::owner::{self, GATEWAY, node_alias};
+use crate::owner::{self, GATEWAY, bridge_mac, node_alias};
 use crate::{Error, Result, link, sysctl};
 
 /// The bridge as it stands.
@@ -61,7 +61,7 @@ impl Gateway {
         if let Some(link) = &found {
             owner::check(tag, GATEWAY, link.alias.as_deref())?;
         } else {
-            netlink.add_link(link::bridge(GATEWAY, None, mtu), GATEWAY).await?;
+            netlink.add_link(link::bridge(GATEWAY, bridge_mac(tag, "gateway"), mtu), GATEWAY).await?;
         }
         let index = netlink.index(GATEWAY).await?;
         let alias = LinkAttribute::IfAlias(node_alias(tag, "gateway"));

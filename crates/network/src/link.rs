@@ -86,10 +86,10 @@ fn message(name: &str, mac: Option<MacAddr>, mtu: u32, kind: InfoKind, data: Inf
 }
 
 /// A bridge that is up.
-pub(crate) fn bridge(name: &str, mac: Option<MacAddr>, mtu: u32) -> LinkMessage {
+pub(crate) fn bridge(name: &str, mac: MacAddr, mtu: u32) -> LinkMessage {
     // Group membership is not tracked: there is no querier, and floods are decided port by port.
     let settings = vec![InfoBridge::MulticastSnooping(false)];
-    message(name, mac, mtu, InfoKind::Bridge, InfoData::Bridge(settings))
+    message(name, Some(mac), mtu, InfoKind::Bridge, InfoData::Bridge(settings))
 }
 
 /// A VXLAN link that knows no default destination and learns nothing. Requested from the node's own

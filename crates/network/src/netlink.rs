@@ -2,6 +2,7 @@
 //! entries are in `neighbour`.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use ipnet::IpNet;
@@ -18,6 +19,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
+use tokio::sync::Mutex;
 
 use crate::link::Link;
 use crate::netns::Namespace;
@@ -34,6 +36,8 @@ pub(crate) const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 #[derive(Clone)]
 pub(crate) struct Netlink {
     handle: rtnetlink::Handle,
+    /// Held while a list is under way: the kernel serves one at a time per socket.
+    listing: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -46,7 +50,7 @@ impl Netlink {
                     rtnetlink::new_connection().map_err(Error::io("open netlink"))?;
                 // Ends with the last handle.
                 runtime.spawn(connection);
-                Ok(Self { handle })
+                Ok(Self { handle, listing: Arc::default() })
             })
             .await
     }
@@ -94,6 +98,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         what: &str,
     ) -> Result<Vec<RouteNetlinkMessage>> {
+        let _turn = self.listing.lock().await;
         self.exchange(message, NLM_F_REQUEST | NLM_F_DUMP).await.map_err(Error::io(format!("list {what}")))
     }
 

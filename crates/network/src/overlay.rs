@@ -14,7 +14,7 @@ use crate::link::{self, Link, Tunnel};
 use crate::neighbour::Entry;
 use crate::netlink::Netlink;
 use crate::netns::Namespace;
-use crate::owner::node_alias;
+use crate::owner::{bridge_mac, node_alias};
 use crate::{FabricState, Remote, Result, sysctl};
 
 const BRIDGE: &str = "br0";
@@ -108,7 +108,8 @@ async fn ensure_bridge(netlink: &Netlink, found: Option<&Link>, wanted: &Bluepri
         Some(link) if link.mtu == wanted.mtu && link.up => return Ok(link.index),
         Some(link) => link.index,
         None => {
-            netlink.add_link(link::bridge(BRIDGE, None, wanted.mtu), BRIDGE).await?;
+            let mac = bridge_mac(wanted.tag, wanted.network);
+            netlink.add_link(link::bridge(BRIDGE, mac, wanted.mtu), BRIDGE).await?;
             netlink.index(BRIDGE).await?
         }
     };

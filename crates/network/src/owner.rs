@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
-use shoal_model::NetworkId;
+use shoal_model::{MacAddr, NetworkId};
 
 use crate::{Error, Result, SandboxLink};
 
@@ -51,6 +51,13 @@ const HOST_INTERFACE_PREFIX: &str = "shv";
 pub(crate) fn is_host_interface(name: &str) -> bool {
     name.strip_prefix(HOST_INTERFACE_PREFIX)
         .is_some_and(|hash| hash.len() == 10 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// The link address of a bridge. A bridge without one of its own takes the lowest of its ports', and
+/// the kernel drops all its neighbour entries, permanent ones too, whenever that changes.
+pub(crate) fn bridge_mac(tag: &str, what: &str) -> MacAddr {
+    let digest = Sha256::digest(node_alias(tag, what));
+    MacAddr([0x02, 0x5d, digest[0], digest[1], digest[2], digest[3]])
 }
 
 /// The alias of a link of the node's own.
