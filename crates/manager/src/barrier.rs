@@ -68,3 +68,51 @@ impl DrainBarrier {
         self.passed.retain(|task| known(task));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::{World, spec};
+
+    fn stopping(networks: bool) -> Task {
+        let mut world = World::new(1);
+        let net = world.network("mynet", None).unwrap();
+        let mut declared = spec("web", 1, &[&net]);
+        if !networks {
+            declared.task.networks.clear();
+        }
+        let web = world.service(declared).unwrap();
+        world.run(2);
+        let mut task = Task::clone(&world.serving(&web)[0]);
+        task.desired = TaskState::Shutdown;
+        task
+    }
+
+    #[test]
+    fn a_stop_waits_for_acknowledgements_at_most_the_bound() {
+        let (task, start) = (stopping(true), Duration::from_secs(100));
+        let mut barrier = DrainBarrier::default();
+        let until = start + BOUND;
+        assert_eq!(barrier.judge(&task, || false, start), Verdict::Hold { until });
+        let later = start + Duration::from_secs(4);
+        assert_eq!(barrier.judge(&task, || false, later), Verdict::Hold { until });
+        assert_eq!(barrier.judge(&task, || true, later), Verdict::Pass);
+        assert_eq!(barrier.judge(&task, || false, later), Verdict::Pass, "what has passed stays passed");
+
+        let mut barrier = DrainBarrier::default();
+        barrier.judge(&task, || false, start);
+        assert_eq!(barrier.judge(&task, || false, until), Verdict::Expired);
+        assert_eq!(barrier.judge(&task, || false, until), Verdict::Pass, "said once");
+    }
+
+    #[test]
+    fn what_serves_nobody_stops_at_once() {
+        let mut barrier = DrainBarrier::default();
+        assert_eq!(barrier.judge(&stopping(false), || false, Duration::ZERO), Verdict::Pass);
+        let mut task = stopping(true);
+        task.status.state = TaskState::Starting;
+        assert_eq!(barrier.judge(&task, || false, Duration::ZERO), Verdict::Pass);
+        task.status.state = TaskState::Failed;
+        assert_eq!(barrier.judge(&task, || false, Duration::ZERO), Verdict::Pass);
+    }
+}

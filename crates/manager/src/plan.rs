@@ -127,4 +127,4 @@ fn after(time: Timestamp, wait: Duration) -> Timestamp {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,146 @@
+//! Docker's refusals, word for word (golden `10-err*`, `12-err*`, `13-err*`).
 
+use shoal_model::{EndpointMode, ServiceSpec};
+
+use super::*;
+use crate::plan::tests::{World, port, spec};
+
+fn refusal(outcome: Result<impl std::fmt::Debug, ControlError>) -> (Code, String) {
+    let error = outcome.unwrap_err();
+    (error.code, error.message)
+}
+
+fn service_refusal(world: &mut World, change: impl FnOnce(&mut ServiceSpec)) -> (Code, String) {
+    let mut declared = spec("s1", 1, &[]);
+    change(&mut declared);
+    refusal(world.service(declared))
+}
+
+#[test]
+fn bad_services_are_refused_in_dockers_words() {
+    let mut world = World::new(1);
+    world.settle();
+    let name = "name must be valid as a DNS name component";
+    for bad in ["", "a.b", "-x", "x-", "a b", "ä"] {
+        let refused = service_refusal(&mut world, |spec| spec.name = bad.into());
+        assert_eq!(refused, (Code::InvalidArgument, name.into()), "{bad}");
+    }
+    let long = service_refusal(&mut world, |spec| spec.name = "a".repeat(64));
+    assert_eq!(long.1, "name must be 63 characters or fewer");
+    let constraint = service_refusal(&mut world, |spec| spec.task.placement.constraints = vec!["foo".into()]);
+    assert_eq!(constraint, (Code::Internal, "constraint expected one operator from ==, !=".into()));
+    let twice = service_refusal(&mut world, |spec| spec.endpoint.ports = vec![port(80), port(80)]);
+    assert_eq!(twice.1, "EndpointSpec: duplicate published ports provided");
+    let ingress = world.state.ingress_network().unwrap().id.clone();
+    let explicit = refusal(world.service(spec("s1", 1, &[&ingress])));
+    assert_eq!(explicit.1, "Service cannot be explicitly attached to the ingress network \"ingress\"");
+}
+
+#[test]
+fn names_and_ports_belong_to_one_service_until_it_is_removed() {
+    let mut world = World::new(1);
+    world.settle();
+    let mut declared = spec("web", 1, &[]);
+    declared.endpoint.ports = vec![port(8000)];
+    let web = world.service(declared.clone()).unwrap();
+    let taken = refusal(world.service(spec("web", 1, &[])));
+    assert_eq!(
+        taken,
+        (Code::AlreadyExists, "name conflicts with an existing object: service web already exists".into())
+    );
+    assert_eq!(refusal(world.service(spec("WEB", 1, &[]))).0, Code::AlreadyExists);
+    let clash = service_refusal(&mut world, |spec| spec.endpoint.ports = vec![port(8000)]);
+    let text = format!("port '8000' is already in use by service 'web' ({web}) as an ingress port");
+    assert_eq!(clash, (Code::InvalidArgument, text));
+    world.run(2);
+    world.control(|draft, _, _| remove_service(draft, &web)).unwrap();
+    // The old tasks still run.
+    world.service(declared).unwrap();
+}
+
+#[test]
+fn updates_need_the_version_that_was_read_and_cannot_rename() {
+    let mut world = World::new(1);
+    let web = world.service(spec("web", 1, &[])).unwrap();
+    let version = world.state.service(&web).unwrap().meta.version;
+    let stale = world.control(|draft, _, _| update_service(draft, &web, version + 1, spec("web", 2, &[])));
+    assert_eq!(refusal(stale), (Code::OutOfSequence, "update out of sequence".into()));
+    let renamed = world.control(|draft, _, _| update_service(draft, &web, version, spec("other", 1, &[])));
+    assert_eq!(refusal(renamed).1, "renaming services is not supported");
+    let none = world.control(|draft, _, _| rollback_service(draft, &web, version));
+    assert_eq!(
+        refusal(none),
+        (Code::FailedPrecondition, format!("service {web} does not have a previous spec"))
+    );
+    world.change(&web, |spec| spec.mode = shoal_model::ServiceMode::Replicated { replicas: 3 });
+    let version = world.state.service(&web).unwrap().meta.version;
+    world.control(|draft, _, _| rollback_service(draft, &web, version)).unwrap();
+    assert_eq!(world.state.service(&web).unwrap().spec.mode.replicas(), 1);
+}
+
+#[test]
+fn dnsrr_services_have_no_virtual_address_but_may_publish() {
+    let mut world = World::new(1);
+    let net = world.network("mynet", None).unwrap();
+    let mut declared = spec("rr", 1, &[&net]);
+    declared.endpoint.mode = EndpointMode::Dnsrr;
+    declared.endpoint.ports = vec![port(8000)];
+    let rr = world.service(declared).unwrap();
+    assert!(world.state.service(&rr).unwrap().endpoint.virtual_ips.is_empty());
+    world.run(2);
+    let ingress = world.state.ingress_network().unwrap().id.clone();
+    let table = crate::table::derive(&world.state, &ingress).unwrap();
+    assert_eq!((table.services[&rr].ports[0].published, table.services[&rr].backends.len()), (8000, 1));
+}
+
+#[test]
+fn bad_networks_are_refused_with_the_clash_named() {
+    let mut world = World::new(1);
+    world.settle();
+    let net = world.network("mynet", None).unwrap();
+    assert_eq!(
+        refusal(world.network("mynet", None)),
+        (Code::AlreadyExists, "network with name mynet already exists".into())
+    );
+    assert_eq!(refusal(world.network("host", None)).1, "network with name host already exists");
+    assert_eq!(refusal(world.network("", None)).1, "network with name  already exists");
+    world.network("my.net", None).unwrap();
+    let overlap = refusal(world.network("other", Some("10.0.0.0/16")));
+    assert_eq!(overlap.0, Code::InvalidArgument);
+    assert!(overlap.1.starts_with("subnet 10.0.0.0/16 overlaps with subnet 10.0."), "{}", overlap.1);
+    let host_bits = refusal(world.network("other", Some("10.1.2.3/24")));
+    assert_eq!(host_bits.1, "invalid network config:\ninvalid subnet 10.1.2.3/24: it should be 10.1.2.0/24");
+    let web = world.service(spec("web", 1, &[&net])).unwrap();
+    let in_use = world.control(|draft, _, _| remove_network(draft, &net));
+    let text = format!("network {net} is in use by service {web}");
+    assert_eq!(refusal(in_use), (Code::FailedPrecondition, text));
+    let mut second = world.state.ingress_network().unwrap().spec.clone();
+    second.name = "second".into();
+    let ingress = world.state.ingress_network().unwrap().id.clone();
+    let second = world.control(|draft, now, ids| create_network(draft, now, ids, second));
+    assert_eq!(refusal(second).1, format!("ingress network ({ingress}) is already present"));
+}
+
+#[test]
+fn look_ups_take_id_then_name_then_prefix() {
+    let mut world = World::new(1);
+    let a = world.service(spec("web", 1, &[])).unwrap();
+    let look = |world: &World, term: &str| {
+        find("service", term, world.state.services(), |it| it.id.as_str(), |it| &it.spec.name)
+    };
+    assert_eq!(look(&world, a.as_str()).unwrap().id, a);
+    assert_eq!(look(&world, "web").unwrap().id, a);
+    assert_eq!(look(&world, a.short()).unwrap().id, a);
+    assert_eq!(refusal(look(&world, "nosuch")), (Code::NotFound, "service nosuch not found".into()));
+    assert_eq!(refusal(look(&world, "")).0, Code::NotFound);
+    let twins: Vec<_> =
+        (0..40).map(|number| world.service(spec(&format!("n{number}"), 0, &[])).unwrap()).collect();
+    let first = |id: &ServiceId| id.as_str()[..1].to_owned();
+    let shared = twins.iter().find(|id| twins.iter().filter(|other| first(other) == first(id)).count() > 1);
+    let prefix = first(shared.unwrap());
+    if world.state.service_named(&prefix).is_none() {
+        let (code, text) = refusal(look(&world, &prefix));
+        assert_eq!(code, Code::InvalidArgument);
+        assert!(text.starts_with(&format!("service {prefix} is ambiguous (")), "{text}");
+    }
+}

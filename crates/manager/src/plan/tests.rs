@@ -1,1 +1,563 @@
+//! The loops against a fake store and fake agents: whatever happens in whatever order, nothing is
+//! handed out twice and everything settles where the declarations say.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+use shoal_model::*;
+use shoal_store::{Event, Expect, Record, State, Write};
+
+use super::*;
+use crate::cluster::begin;
+use crate::{ControlError, InitOptions, control};
+
+/// A store in memory that compares as the real one does.
+pub(crate) struct World {
+    pub(crate) state: State,
+    records: BTreeMap<String, (u64, bytes::Bytes)>,
+    revision: u64,
+    pub(crate) now: Now,
+    pub(crate) ids: IdGenerator,
+    pub(crate) observed: Observed,
+}
+
+impl World {
+    pub(crate) fn new(nodes: usize) -> Self {
+        let now = Now { monotonic: Duration::ZERO, wall: "2026-01-01T00:00:00Z".parse().unwrap() };
+        let mut world = Self {
+            state: State::default(),
+            records: BTreeMap::new(),
+            revision: 0,
+            now,
+            ids: IdGenerator::from_seed(1),
+            observed: Observed::default(),
+        };
+        let options = InitOptions {
+            node_name: "node-0".into(),
+            advertise: IpAddr::from([192, 0, 2, 1]),
+            data_path_address: IpAddr::from([192, 0, 2, 1]),
+            spec: ClusterSpec::default(),
+            availability: Availability::Active,
+            description: NodeDescription::default(),
+        };
+        world.control(|draft, now, ids| Ok(begin(draft, &options, now.wall, ids))).unwrap();
+        for number in 1..nodes {
+            let mut node = Node::clone(world.state.nodes().next().unwrap());
+            node.id = NodeId::new(format!("node-{number}"));
+            node.description.hostname = format!("node-{number}");
+            node.ingress = None;
+            world.control(|draft, _, _| Ok(draft.put(Object::Node(node.clone())))).unwrap();
+        }
+        world.hear_from_nodes();
+        world
+    }
+
+    pub(crate) fn hear_from_nodes(&mut self) {
+        for node in self.state.nodes() {
+            let view = SessionView {
+                last_heard: self.now.monotonic,
+                live: true,
+                description: Arc::new(node.description.clone()),
+            };
+            self.observed.sessions.insert(node.id.clone(), view);
+        }
+    }
+
+    pub(crate) fn control<T>(
+        &mut self,
+        decide: impl FnOnce(&mut Draft, Now, &mut IdGenerator) -> Result<T, ControlError>,
+    ) -> Result<T, ControlError> {
+        let mut draft = Draft::new(self.state.clone(), self.now.wall);
+        let decided = decide(&mut draft, self.now, &mut self.ids)?;
+        self.commit(&draft.into_changes());
+        Ok(decided)
+    }
+
+    /// Commits as the leader does; a refusal is a fault in the planning code.
+    pub(crate) fn commit(&mut self, changes: &[Change]) {
+        if changes.is_empty() {
+            return;
+        }
+        let (expect, writes) = commit_of(changes, &self.state).unwrap();
+        for expected in expect {
+            let at = |key: &str| self.records.get(key).map(|(revision, _)| *revision);
+            let met = match &expected {
+                Expect::Absent(key) => at(key).is_none(),
+                Expect::At(key, revision) => at(key) == Some(*revision),
+                Expect::Exists(key) => at(key).is_some(),
+                Expect::NoneNewer(prefix, revision) => {
+                    self.records.iter().all(|(key, (at, _))| !key.starts_with(prefix) || at <= revision)
+                }
+            };
+            assert!(met, "{expected:?}");
+        }
+        self.revision += 1;
+        let mut events = Vec::new();
+        for write in writes {
+            events.push(match write {
+                Write::Put { key, value } => {
+                    self.records.insert(key.clone(), (self.revision, value.clone()));
+                    Event::Put(Record { key, value, revision: self.revision })
+                }
+                Write::Delete { key } => {
+                    self.records.remove(&key);
+                    Event::Delete { key }
+                }
+            });
+        }
+        self.state.apply(self.revision, &events).unwrap();
+        self.check();
+    }
+
+    /// Plans until there is nothing more to do; the next deadline.
+    pub(crate) fn settle(&mut self) -> Option<Duration> {
+        for _ in 0..50 {
+            let plan = plan(&self.state, &self.observed, self.now, &mut self.ids);
+            if plan.changes.is_empty() {
+                return plan.next_deadline;
+            }
+            self.commit(&plan.changes);
+        }
+        panic!("the plan never settles");
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now.monotonic += time;
+        self.now.wall = self.now.wall.checked_add(time).unwrap();
+    }
+
+    /// What must hold after every single commit.
+    fn check(&self) {
+        let (mut addresses, mut wanted, mut ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut claim = |network: &NetworkId, address: IpAddr| {
+            assert!(addresses.insert((network.clone(), address)), "{address} twice on {network}");
+        };
+        for task in self.state.tasks().filter(|task| !task.released) {
+            task.attachments.iter().for_each(|held| claim(&held.network, held.address.addr()));
+        }
+        for service in self.state.all_services() {
+            service.endpoint.virtual_ips.iter().for_each(|vip| claim(&vip.network, vip.address.addr()));
+            for port in service.endpoint.ports.iter().filter(|_| !service.removing) {
+                assert!(ports.insert((port.protocol, port.published)), "port twice: {port:?}");
+            }
+        }
+        for node in self.state.nodes() {
+            node.ingress.iter().for_each(|held| claim(&held.network, held.address.addr()));
+        }
+        for task in self.state.tasks().filter(|task| task.desired <= TaskState::Running) {
+            // No service here starts the new task first.
+            assert!(wanted.insert((task.service.clone(), task.slot)), "slot twice: {}", task.name());
+        }
+        let claims: BTreeSet<String> =
+            self.objects().flat_map(|object| claims(&object)).map(|it| it.to_string()).collect();
+        let held: BTreeSet<String> =
+            self.records.keys().filter(|key| key.starts_with("claim/")).cloned().collect();
+        assert_eq!(claims, held, "claims are what the objects claim");
+    }
+
+    fn objects(&self) -> impl Iterator<Item = Object> + '_ {
+        self.records.keys().filter_map(|key| self.state.object(&ObjectKey::parse(key)?))
+    }
+
+    /// Every agent takes each of its tasks one step further; ended tasks are let go of.
+    pub(crate) fn agents_step(&mut self) {
+        let tasks: Vec<_> = self.state.tasks().cloned().collect();
+        for task in tasks {
+            let next = next_state(&task);
+            if next != task.status.state {
+                self.report(&task, next);
+            }
+        }
+        let ended = self.state.tasks().filter(|task| task.status.state.is_terminal());
+        self.observed.let_go = ended.map(|task| task.id.clone()).collect();
+    }
+
+    pub(crate) fn report(&mut self, task: &Task, state: TaskState) {
+        let mut task = Task::clone(self.state.task(&task.id).unwrap());
+        task.status.advance(&TaskStatus::new(state, self.now.wall, "step"));
+        self.control(|draft, _, _| Ok(draft.put(Object::Task(task.clone())))).unwrap();
+    }
+
+    /// Lets everything happen for a while of simulated time.
+    pub(crate) fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            for _ in 0..6 {
+                self.hear_from_nodes();
+                self.settle();
+                self.agents_step();
+            }
+            self.pass(Duration::from_secs(1));
+        }
+        self.settle();
+    }
+
+    pub(crate) fn network(&mut self, name: &str, subnet: Option<&str>) -> Result<NetworkId, ControlError> {
+        let pool = |subnet: &str| AddressPool { subnet: subnet.parse().unwrap(), gateway: None, range: None };
+        let spec = NetworkSpec {
+            name: name.into(),
+            labels: Labels::new(),
+            driver: NetworkDriver::Overlay,
+            options: Labels::new(),
+            internal: false,
+            attachable: false,
+            ingress: false,
+            ipv6: false,
+            pools: subnet.map(pool).into_iter().collect(),
+        };
+        self.control(|draft, now, ids| control::create_network(draft, now, ids, spec))
+    }
+
+    pub(crate) fn service(&mut self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
+        self.control(|draft, now, ids| control::create_service(draft, now, ids, spec))
+            .map(|created| created.id)
+    }
+
+    pub(crate) fn change(&mut self, id: &ServiceId, change: impl FnOnce(&mut ServiceSpec)) {
+        let service = self.state.service(id).unwrap().clone();
+        let mut spec = service.spec.clone();
+        change(&mut spec);
+        let version = service.meta.version;
+        self.control(|draft, _, _| control::update_service(draft, id, version, spec)).unwrap();
+    }
+
+    pub(crate) fn serving(&self, service: &ServiceId) -> Vec<Arc<Task>> {
+        let mut tasks: Vec<_> =
+            self.state.service_tasks(service).filter(|task| task.is_serving()).cloned().collect();
+        tasks.sort_by_key(|task| task.slot);
+        tasks
+    }
+}
+
+fn next_state(task: &Task) -> TaskState {
+    use TaskState::*;
+    match task.status.state {
+        state if state.is_terminal() || task.node.is_none() => state,
+        _ if task.desired > Running => Shutdown,
+        Assigned => Accepted,
+        Accepted => Preparing,
+        Preparing => Ready,
+        Ready if task.desired == Running => Starting,
+        Starting => Running,
+        state => state,
+    }
+}
+
+pub(crate) fn spec(name: &str, replicas: u64, networks: &[&NetworkId]) -> ServiceSpec {
+    let target = |network: &&NetworkId| NetworkTarget { network: NetworkId::clone(network), aliases: vec![] };
+    ServiceSpec {
+        name: name.into(),
+        labels: Labels::new(),
+        task: TaskSpec {
+            container: ContainerSpec { image: "busybox".into(), ..Default::default() },
+            resources: Resources::default(),
+            restart: RestartPolicy::default(),
+            placement: Placement::default(),
+            networks: networks.iter().map(target).collect(),
+            force_update: 0,
+            log_options: Labels::new(),
+        },
+        mode: ServiceMode::Replicated { replicas },
+        update: None,
+        rollback: None,
+        endpoint: EndpointSpec::default(),
+    }
+}
+
+pub(crate) fn port(published: u16) -> PortConfig {
+    PortConfig { target: 80, published, ..Default::default() }
+}
+
+#[test]
+fn a_service_gets_dockers_addresses_and_runs() {
+    let mut world = World::new(1);
+    world.settle();
+    let net = world.network("mynet", None).unwrap();
+    let mut declared = spec("web", 2, &[&net]);
+    declared.endpoint.ports = vec![port(8000), port(0)];
+    let web = world.service(declared).unwrap();
+    let service = world.state.service(&web).unwrap().clone();
+    let vips: Vec<_> = service.endpoint.virtual_ips.iter().map(|vip| vip.address.to_string()).collect();
+    assert_eq!(vips, ["10.0.1.2/24", "10.0.0.3/24"]);
+    assert_eq!(service.endpoint.ports[1].published, 30_000);
+    let vnis: Vec<_> = ["ingress", "mynet"]
+        .map(|name| world.state.network_named(name).unwrap().state.as_ref().unwrap().vni)
+        .into();
+    assert_eq!(vnis, [4096, 4097]);
+    world.settle();
+    let task = world.state.service_tasks(&web).next().unwrap().clone();
+    assert_eq!(task.status.message, "scheduler assigned task to node");
+    world.run(2);
+    let serving = world.serving(&web);
+    let slots: Vec<_> = serving.iter().map(|task| task.slot).collect();
+    assert_eq!(slots, [1, 2]);
+    assert_eq!(serving[0].attachments.len(), 2);
+    assert_eq!(serving[0].attachments[1].network, world.state.ingress_network().unwrap().id);
+}
+
+#[test]
+fn a_failed_task_is_replaced_after_the_delay_and_history_is_bounded() {
+    let mut world = World::new(1);
+    let web = world.service(spec("web", 1, &[])).unwrap();
+    world.run(2);
+    for _ in 0..8 {
+        let failed = world.serving(&web)[0].clone();
+        world.report(&failed, TaskState::Failed);
+        world.settle();
+        let next = world.state.service_tasks(&web).find(|task| task.desired == TaskState::Ready).cloned();
+        assert_eq!(next.unwrap().slot, 1);
+        world.run(4);
+        assert!(world.serving(&web).is_empty(), "before the delay of five seconds");
+        world.run(3);
+        assert_eq!(world.serving(&web).len(), 1);
+    }
+    assert_eq!(world.state.service_tasks(&web).count(), 5);
+}
+
+#[test]
+fn restart_policies_are_kept() {
+    let mut world = World::new(1);
+    let mut declared = spec("once", 1, &[]);
+    declared.task.restart.condition = RestartCondition::OnFailure;
+    let once = world.service(declared).unwrap();
+    let mut declared = spec("twice", 1, &[]);
+    declared.task.restart.max_attempts = 1;
+    let twice = world.service(declared).unwrap();
+    world.run(2);
+    let done = world.serving(&once)[0].clone();
+    world.report(&done, TaskState::Complete);
+    for _ in 0..2 {
+        let failed = world.serving(&twice)[0].clone();
+        world.report(&failed, TaskState::Failed);
+        world.run(8);
+    }
+    assert!(world.serving(&once).is_empty() && world.serving(&twice).is_empty());
+    assert_eq!(world.state.service_tasks(&once).count(), 1);
+    assert_eq!(world.state.service_tasks(&twice).count(), 2);
+    // A changed declaration counts anew.
+    world.change(&twice, |spec| spec.task.force_update += 1);
+    world.run(3);
+    assert_eq!(world.serving(&twice).len(), 1);
+}
+
+#[test]
+fn a_draining_task_is_shut_down_and_replaced() {
+    let mut world = World::new(1);
+    let web = world.service(spec("web", 1, &[])).unwrap();
+    world.run(2);
+    let mut task = Task::clone(&world.serving(&web)[0]);
+    task.status.draining = true;
+    world.control(|draft, _, _| Ok(draft.put(Object::Task(task.clone())))).unwrap();
+    world.settle();
+    assert_eq!(world.state.task(&task.id).unwrap().desired, TaskState::Shutdown);
+    world.run(8);
+    assert_eq!(world.serving(&web).len(), 1);
+}
+
+#[test]
+fn an_exhausted_network_says_so_on_the_task_and_goes_on_when_something_frees() {
+    let mut world = World::new(1);
+    // Six hosts: the gateway, the virtual address, four tasks.
+    let net = world.network("small", Some("10.9.0.0/29")).unwrap();
+    let web = world.service(spec("web", 5, &[&net])).unwrap();
+    world.run(3);
+    assert_eq!(world.serving(&web).len(), 4);
+    let stuck = world.state.service_tasks(&web).find(|task| task.status.state == TaskState::New).unwrap();
+    assert_eq!(stuck.status.error, "no available address on network small (10.9.0.0/29)");
+    world.change(&web, |spec| spec.mode = ServiceMode::Replicated { replicas: 4 });
+    world.run(2);
+    assert_eq!(world.serving(&web).len(), 4);
+    let other = world.service(spec("other", 1, &[&net])).unwrap();
+    world.settle();
+    let error = &world.state.service(&other).unwrap().allocation_error;
+    assert!(error.starts_with("could not find an available IP while allocating VIP"), "{error}");
+    assert_eq!(world.state.service_tasks(&other).next().unwrap().status.error, *error);
+    world.change(&web, |spec| spec.mode = ServiceMode::Replicated { replicas: 2 });
+    world.run(4);
+    assert_eq!((world.serving(&web).len(), world.serving(&other).len()), (2, 1));
+}
+
+#[test]
+fn the_scheduler_explains_itself() {
+    let mut world = World::new(2);
+    let mut declared = spec("web", 1, &[]);
+    declared.task.placement.constraints = vec!["node.hostname == node-1".into()];
+    let web = world.service(declared).unwrap();
+    world.run(2);
+    assert_eq!(world.serving(&web)[0].node, Some("node-1".into()));
+    let stuck =
+        |world: &World, id: &ServiceId| world.state.service_tasks(id).next().unwrap().status.error.clone();
+    let mut declared = spec("nowhere", 1, &[]);
+    declared.task.placement.constraints = vec!["node.labels.zone==a".into()];
+    let nowhere = world.service(declared).unwrap();
+    let mut declared = spec("big", 1, &[]);
+    declared.task.resources.reserve_memory = 1 << 40;
+    let big = world.service(declared).unwrap();
+    world.settle();
+    assert_eq!(stuck(&world, &nowhere), "no suitable node (scheduling constraints not satisfied on 2 nodes)");
+    assert_eq!(stuck(&world, &big), "no suitable node (insufficient resources on 2 nodes)");
+    let mut node = Node::clone(world.state.node(&"node-1".into()).unwrap());
+    node.spec.availability = Availability::Drain;
+    world.control(|draft, _, _| Ok(draft.put(Object::Node(node)))).unwrap();
+    world.run(2);
+    assert!(world.serving(&web).is_empty());
+    let tasks = world.state.service_tasks(&web);
+    let error = tasks.map(|task| task.status.error.clone()).find(|error| !error.is_empty()).unwrap();
+    assert_eq!(
+        error,
+        "no suitable node (1 node not available for new tasks; scheduling constraints not satisfied on 1 node)"
+    );
+}
+
+#[test]
+fn a_rolling_update_replaces_one_at_a_time() {
+    let mut world = World::new(1);
+    let net = world.network("mynet", None).unwrap();
+    let web = world.service(spec("web", 3, &[&net])).unwrap();
+    world.run(2);
+    let before: BTreeSet<_> = world.serving(&web).iter().map(|task| task.id.clone()).collect();
+    // Neither labels nor more replicas replace anything.
+    world.change(&web, |spec| drop(spec.labels.insert("a".into(), "b".into())));
+    world.run(2);
+    assert_eq!(before, world.serving(&web).iter().map(|task| task.id.clone()).collect());
+    world.change(&web, |spec| spec.task.container.env.push("A=1".into()));
+    for _ in 0..60 {
+        world.hear_from_nodes();
+        world.settle();
+        assert!(world.serving(&web).len() >= 2, "one at a time");
+        world.agents_step();
+        world.pass(Duration::from_millis(100));
+    }
+    world.run(2);
+    let after = world.serving(&web);
+    assert_eq!(after.len(), 3);
+    assert!(after.iter().all(|task| !before.contains(&task.id) && task.spec.container.env == ["A=1"]));
+}
+
+#[test]
+fn a_node_not_heard_of_is_down_after_the_grace() {
+    let mut world = World::new(2);
+    let web = world.service(spec("web", 4, &[])).unwrap();
+    world.run(2);
+    let lost = NodeId::from("node-1");
+    assert_eq!(world.state.node_tasks(&lost).count(), 2);
+    // Heard of last one second ago.
+    world.pass(Duration::from_secs(13));
+    let others: Vec<_> = world.observed.sessions.keys().filter(|node| **node != lost).cloned().collect();
+    for node in others {
+        world.observed.sessions.get_mut(&node).unwrap().last_heard = world.now.monotonic;
+    }
+    world.settle();
+    assert!(world.state.node(&lost).unwrap().status.ready);
+    world.pass(Duration::from_secs(2));
+    world.settle();
+    let node = world.state.node(&lost).unwrap();
+    assert_eq!((node.status.ready, node.status.message.as_str()), (false, "heartbeat failure"));
+    let live = |task: &&Arc<Task>| task.desired <= TaskState::Running;
+    assert!(world.state.service_tasks(&web).filter(live).all(|task| task.node.as_ref() != Some(&lost)));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Declare { service: u8, replicas: u64, published: bool },
+    Remove { service: u8 },
+    Force { service: u8 },
+    End { task: usize, failed: bool },
+    Drain { task: usize },
+    Agents,
+    Pass(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0u8..4, 0u64..5, any::<bool>()).prop_map(|(service, replicas, published)| Step::Declare {
+            service,
+            replicas,
+            published
+        }),
+        (0u8..4).prop_map(|service| Step::Remove { service }),
+        (0u8..4).prop_map(|service| Step::Force { service }),
+        (any::<usize>(), any::<bool>()).prop_map(|(task, failed)| Step::End { task, failed }),
+        any::<usize>().prop_map(|task| Step::Drain { task }),
+        Just(Step::Agents),
+        Just(Step::Agents),
+        (1u64..8).prop_map(Step::Pass),
+    ]
+}
+
+impl World {
+    fn take(&mut self, step: &Step, net: &NetworkId) {
+        let named = |world: &Self, service: u8| world.state.service_named(&format!("s{service}")).cloned();
+        match *step {
+            Step::Declare { service, replicas, published } => match named(self, service) {
+                Some(held) => self.change(&held.id, |spec| spec.mode = ServiceMode::Replicated { replicas }),
+                None => {
+                    let mut declared = spec(&format!("s{service}"), replicas, &[net]);
+                    declared.endpoint.ports.extend(published.then(|| port(8000 + u16::from(service))));
+                    self.service(declared).unwrap();
+                }
+            },
+            Step::Remove { service } => {
+                if let Some(held) = named(self, service) {
+                    self.control(|draft, _, _| control::remove_service(draft, &held.id)).unwrap();
+                }
+            }
+            Step::Force { service } => {
+                if let Some(held) = named(self, service) {
+                    self.change(&held.id, |spec| spec.task.force_update += 1);
+                }
+            }
+            Step::End { task, failed } => {
+                let running: Vec<_> = self
+                    .state
+                    .tasks()
+                    .filter(|task| task.status.state == TaskState::Running)
+                    .cloned()
+                    .collect();
+                if let Some(task) = running.get(task % running.len().max(1)) {
+                    self.report(task, if failed { TaskState::Failed } else { TaskState::Complete });
+                }
+            }
+            Step::Drain { task } => {
+                let running: Vec<_> = self.state.tasks().filter(|task| task.is_serving()).cloned().collect();
+                if let Some(task) = running.get(task % running.len().max(1)) {
+                    let mut task = Task::clone(task);
+                    task.status.draining = true;
+                    self.control(|draft, _, _| Ok(draft.put(Object::Task(task)))).unwrap();
+                }
+            }
+            Step::Agents => self.agents_step(),
+            Step::Pass(seconds) => self.pass(Duration::from_secs(seconds)),
+        }
+        self.hear_from_nodes();
+        self.settle();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// `World::check` holds after every commit, and in the end everything is as declared.
+    #[test]
+    fn every_service_converges(steps in proptest::collection::vec(step(), 1..40)) {
+        let mut world = World::new(3);
+        let net = world.network("mynet", None).unwrap();
+        for step in &steps {
+            world.take(step, &net);
+        }
+        world.run(80);
+        for service in world.state.all_services() {
+            prop_assert!(!service.removing, "{} is not gone", service.spec.name);
+            let serving = world.serving(&service.id);
+            prop_assert_eq!(serving.len() as u64, service.spec.mode.replicas());
+            prop_assert!(serving.iter().all(|task| task.spec == service.spec.task));
+        }
+        let services: Vec<_> = world.state.services().map(|service| service.id.clone()).collect();
+        for id in services {
+            world.control(|draft, _, _| control::remove_service(draft, &id)).unwrap();
+        }
+        world.run(3);
+        prop_assert_eq!(world.state.tasks().count(), 0);
+        prop_assert!(world.control(|draft, _, _| control::remove_network(draft, &net)).unwrap());
+    }
+}
