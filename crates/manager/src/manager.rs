@@ -79,11 +79,17 @@ impl Manager {
             return Err(Error::ClusterExists);
         }
         let manager = Self::serve(store, config).await?;
-        let node = manager
+        let begun = manager
             .shared
             .transact(|draft, now, ids| Ok::<_, Error>(cluster::begin(draft, options, now.wall, ids)))
-            .await?;
-        Ok((manager, node))
+            .await;
+        match begun {
+            Ok(node) => Ok((manager, node)),
+            Err(error) => {
+                manager.shutdown().await;
+                Err(error)
+            }
+        }
     }
 
     /// Goes on with the cluster in the store.
@@ -211,7 +217,7 @@ impl Manager {
         let named = state.tasks().find(|task| task.name() == term).cloned();
         match named {
             Some(task) => Ok(task),
-            None => control::find("task", term, state.tasks(), |it| it.id.as_str(), |_| ""),
+            None => control::find("task", term, state.tasks(), |it| it.id.as_str(), |it| it.id.as_str()),
         }
     }
 

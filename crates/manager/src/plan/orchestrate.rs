@@ -117,7 +117,7 @@ fn restarts(planner: &Planner<'_>, service: &Service, slot: &Slot, ended: &Task)
         same.count().saturating_sub(1)
     } else {
         let since = planner.now.wall.checked_sub(policy.window).unwrap_or(Timestamp::MIN);
-        let first = same.clone().last().map(|task| task.id.clone());
+        let first = same.clone().next_back().map(|task| task.id.clone());
         same.filter(|task| task.meta.created >= since && Some(&task.id) != first.as_ref()).count()
     };
     (attempts as u64) < policy.max_attempts

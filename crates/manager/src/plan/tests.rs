@@ -1,272 +1,14 @@
 //! The loops against a fake store and fake agents: whatever happens in whatever order, nothing is
 //! handed out twice and everything settles where the declarations say.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+mod world;
 
 use proptest::prelude::*;
 use shoal_model::*;
-use shoal_store::{Event, Expect, Record, State, Write};
 
+pub(crate) use self::world::{World, port, spec};
 use super::*;
-use crate::cluster::begin;
-use crate::{ControlError, InitOptions, control};
-
-/// A store in memory that compares as the real one does.
-pub(crate) struct World {
-    pub(crate) state: State,
-    records: BTreeMap<String, (u64, bytes::Bytes)>,
-    revision: u64,
-    pub(crate) now: Now,
-    pub(crate) ids: IdGenerator,
-    pub(crate) observed: Observed,
-}
-
-impl World {
-    pub(crate) fn new(nodes: usize) -> Self {
-        let now = Now { monotonic: Duration::ZERO, wall: "2026-01-01T00:00:00Z".parse().unwrap() };
-        let mut world = Self {
-            state: State::default(),
-            records: BTreeMap::new(),
-            revision: 0,
-            now,
-            ids: IdGenerator::from_seed(1),
-            observed: Observed::default(),
-        };
-        let options = InitOptions {
-            node_name: "node-0".into(),
-            advertise: IpAddr::from([192, 0, 2, 1]),
-            data_path_address: IpAddr::from([192, 0, 2, 1]),
-            spec: ClusterSpec::default(),
-            availability: Availability::Active,
-            description: NodeDescription::default(),
-        };
-        world.control(|draft, now, ids| Ok(begin(draft, &options, now.wall, ids))).unwrap();
-        for number in 1..nodes {
-            let mut node = Node::clone(world.state.nodes().next().unwrap());
-            node.id = NodeId::new(format!("node-{number}"));
-            node.description.hostname = format!("node-{number}");
-            node.ingress = None;
-            world.control(|draft, _, _| Ok(draft.put(Object::Node(node.clone())))).unwrap();
-        }
-        world.hear_from_nodes();
-        world
-    }
-
-    pub(crate) fn hear_from_nodes(&mut self) {
-        for node in self.state.nodes() {
-            let view = SessionView {
-                last_heard: self.now.monotonic,
-                live: true,
-                description: Arc::new(node.description.clone()),
-            };
-            self.observed.sessions.insert(node.id.clone(), view);
-        }
-    }
-
-    pub(crate) fn control<T>(
-        &mut self,
-        decide: impl FnOnce(&mut Draft, Now, &mut IdGenerator) -> Result<T, ControlError>,
-    ) -> Result<T, ControlError> {
-        let mut draft = Draft::new(self.state.clone(), self.now.wall);
-        let decided = decide(&mut draft, self.now, &mut self.ids)?;
-        self.commit(&draft.into_changes());
-        Ok(decided)
-    }
-
-    /// Commits as the leader does; a refusal is a fault in the planning code.
-    pub(crate) fn commit(&mut self, changes: &[Change]) {
-        if changes.is_empty() {
-            return;
-        }
-        let (expect, writes) = commit_of(changes, &self.state).unwrap();
-        for expected in expect {
-            let at = |key: &str| self.records.get(key).map(|(revision, _)| *revision);
-            let met = match &expected {
-                Expect::Absent(key) => at(key).is_none(),
-                Expect::At(key, revision) => at(key) == Some(*revision),
-                Expect::Exists(key) => at(key).is_some(),
-                Expect::NoneNewer(prefix, revision) => {
-                    self.records.iter().all(|(key, (at, _))| !key.starts_with(prefix) || at <= revision)
-                }
-            };
-            assert!(met, "{expected:?}");
-        }
-        self.revision += 1;
-        let mut events = Vec::new();
-        for write in writes {
-            events.push(match write {
-                Write::Put { key, value } => {
-                    self.records.insert(key.clone(), (self.revision, value.clone()));
-                    Event::Put(Record { key, value, revision: self.revision })
-                }
-                Write::Delete { key } => {
-                    self.records.remove(&key);
-                    Event::Delete { key }
-                }
-            });
-        }
-        self.state.apply(self.revision, &events).unwrap();
-        self.check();
-    }
-
-    /// Plans until there is nothing more to do; the next deadline.
-    pub(crate) fn settle(&mut self) -> Option<Duration> {
-        for _ in 0..50 {
-            let plan = plan(&self.state, &self.observed, self.now, &mut self.ids);
-            if plan.changes.is_empty() {
-                return plan.next_deadline;
-            }
-            self.commit(&plan.changes);
-        }
-        panic!("the plan never settles");
-    }
-
-    pub(crate) fn pass(&mut self, time: Duration) {
-        self.now.monotonic += time;
-        self.now.wall = self.now.wall.checked_add(time).unwrap();
-    }
-
-    /// What must hold after every single commit.
-    fn check(&self) {
-        let (mut addresses, mut wanted, mut ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        let mut claim = |network: &NetworkId, address: IpAddr| {
-            assert!(addresses.insert((network.clone(), address)), "{address} twice on {network}");
-        };
-        for task in self.state.tasks().filter(|task| !task.released) {
-            task.attachments.iter().for_each(|held| claim(&held.network, held.address.addr()));
-        }
-        for service in self.state.all_services() {
-            service.endpoint.virtual_ips.iter().for_each(|vip| claim(&vip.network, vip.address.addr()));
-            for port in service.endpoint.ports.iter().filter(|_| !service.removing) {
-                assert!(ports.insert((port.protocol, port.published)), "port twice: {port:?}");
-            }
-        }
-        for node in self.state.nodes() {
-            node.ingress.iter().for_each(|held| claim(&held.network, held.address.addr()));
-        }
-        for task in self.state.tasks().filter(|task| task.desired <= TaskState::Running) {
-            // No service here starts the new task first.
-            assert!(wanted.insert((task.service.clone(), task.slot)), "slot twice: {}", task.name());
-        }
-        let claims: BTreeSet<String> =
-            self.objects().flat_map(|object| claims(&object)).map(|it| it.to_string()).collect();
-        let held: BTreeSet<String> =
-            self.records.keys().filter(|key| key.starts_with("claim/")).cloned().collect();
-        assert_eq!(claims, held, "claims are what the objects claim");
-    }
-
-    fn objects(&self) -> impl Iterator<Item = Object> + '_ {
-        self.records.keys().filter_map(|key| self.state.object(&ObjectKey::parse(key)?))
-    }
-
-    /// Every agent takes each of its tasks one step further; ended tasks are let go of.
-    pub(crate) fn agents_step(&mut self) {
-        let tasks: Vec<_> = self.state.tasks().cloned().collect();
-        for task in tasks {
-            let next = next_state(&task);
-            if next != task.status.state {
-                self.report(&task, next);
-            }
-        }
-        let ended = self.state.tasks().filter(|task| task.status.state.is_terminal());
-        self.observed.let_go = ended.map(|task| task.id.clone()).collect();
-    }
-
-    pub(crate) fn report(&mut self, task: &Task, state: TaskState) {
-        let mut task = Task::clone(self.state.task(&task.id).unwrap());
-        task.status.advance(&TaskStatus::new(state, self.now.wall, "step"));
-        self.control(|draft, _, _| Ok(draft.put(Object::Task(task.clone())))).unwrap();
-    }
-
-    /// Lets everything happen for a while of simulated time.
-    pub(crate) fn run(&mut self, seconds: u64) {
-        for _ in 0..seconds {
-            for _ in 0..6 {
-                self.hear_from_nodes();
-                self.settle();
-                self.agents_step();
-            }
-            self.pass(Duration::from_secs(1));
-        }
-        self.settle();
-    }
-
-    pub(crate) fn network(&mut self, name: &str, subnet: Option<&str>) -> Result<NetworkId, ControlError> {
-        let pool = |subnet: &str| AddressPool { subnet: subnet.parse().unwrap(), gateway: None, range: None };
-        let spec = NetworkSpec {
-            name: name.into(),
-            labels: Labels::new(),
-            driver: NetworkDriver::Overlay,
-            options: Labels::new(),
-            internal: false,
-            attachable: false,
-            ingress: false,
-            ipv6: false,
-            pools: subnet.map(pool).into_iter().collect(),
-        };
-        self.control(|draft, now, ids| control::create_network(draft, now, ids, spec))
-    }
-
-    pub(crate) fn service(&mut self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
-        self.control(|draft, now, ids| control::create_service(draft, now, ids, spec))
-            .map(|created| created.id)
-    }
-
-    pub(crate) fn change(&mut self, id: &ServiceId, change: impl FnOnce(&mut ServiceSpec)) {
-        let service = self.state.service(id).unwrap().clone();
-        let mut spec = service.spec.clone();
-        change(&mut spec);
-        let version = service.meta.version;
-        self.control(|draft, _, _| control::update_service(draft, id, version, spec)).unwrap();
-    }
-
-    pub(crate) fn serving(&self, service: &ServiceId) -> Vec<Arc<Task>> {
-        let mut tasks: Vec<_> =
-            self.state.service_tasks(service).filter(|task| task.is_serving()).cloned().collect();
-        tasks.sort_by_key(|task| task.slot);
-        tasks
-    }
-}
-
-fn next_state(task: &Task) -> TaskState {
-    use TaskState::*;
-    match task.status.state {
-        state if state.is_terminal() || task.node.is_none() => state,
-        _ if task.desired > Running => Shutdown,
-        Assigned => Accepted,
-        Accepted => Preparing,
-        Preparing => Ready,
-        Ready if task.desired == Running => Starting,
-        Starting => Running,
-        state => state,
-    }
-}
-
-pub(crate) fn spec(name: &str, replicas: u64, networks: &[&NetworkId]) -> ServiceSpec {
-    let target = |network: &&NetworkId| NetworkTarget { network: NetworkId::clone(network), aliases: vec![] };
-    ServiceSpec {
-        name: name.into(),
-        labels: Labels::new(),
-        task: TaskSpec {
-            container: ContainerSpec { image: "busybox".into(), ..Default::default() },
-            resources: Resources::default(),
-            restart: RestartPolicy::default(),
-            placement: Placement::default(),
-            networks: networks.iter().map(target).collect(),
-            force_update: 0,
-            log_options: Labels::new(),
-        },
-        mode: ServiceMode::Replicated { replicas },
-        update: None,
-        rollback: None,
-        endpoint: EndpointSpec::default(),
-    }
-}
-
-pub(crate) fn port(published: u16) -> PortConfig {
-    PortConfig { target: 80, published, ..Default::default() }
-}
+use crate::control;
 
 #[test]
 fn a_service_gets_dockers_addresses_and_runs() {
@@ -347,7 +89,7 @@ fn a_draining_task_is_shut_down_and_replaced() {
     world.run(2);
     let mut task = Task::clone(&world.serving(&web)[0]);
     task.status.draining = true;
-    world.control(|draft, _, _| Ok(draft.put(Object::Task(task.clone())))).unwrap();
+    world.put(Object::Task(task.clone()));
     world.settle();
     assert_eq!(world.state.task(&task.id).unwrap().desired, TaskState::Shutdown);
     world.run(8);
@@ -398,7 +140,7 @@ fn the_scheduler_explains_itself() {
     assert_eq!(stuck(&world, &big), "no suitable node (insufficient resources on 2 nodes)");
     let mut node = Node::clone(world.state.node(&"node-1".into()).unwrap());
     node.spec.availability = Availability::Drain;
-    world.control(|draft, _, _| Ok(draft.put(Object::Node(node)))).unwrap();
+    world.put(Object::Node(node));
     world.run(2);
     assert!(world.serving(&web).is_empty());
     let tasks = world.state.service_tasks(&web);
@@ -523,7 +265,7 @@ impl World {
                 if let Some(task) = running.get(task % running.len().max(1)) {
                     let mut task = Task::clone(task);
                     task.status.draining = true;
-                    self.control(|draft, _, _| Ok(draft.put(Object::Task(task)))).unwrap();
+                    self.put(Object::Task(task));
                 }
             }
             Step::Agents => self.agents_step(),

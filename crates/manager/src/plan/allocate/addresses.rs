@@ -15,11 +15,11 @@ use super::with_prefix;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Exhausted {
     #[error("network {0} not found")]
-    NoNetwork(NetworkId),
+    UnknownNetwork(NetworkId),
     #[error("network {0} has no subnet yet")]
     NoSubnet(String),
     #[error("no available address on network {name} ({subnets})")]
-    NoAddress { name: String, subnets: String },
+    Full { name: String, subnets: String },
     #[error("service needs ingress network, but no ingress network is present")]
     NoIngress,
 }
@@ -51,7 +51,7 @@ impl Addresses {
         let Some(found) = next_free(&family, last, used) else {
             let subnets: Vec<String> = family.iter().map(|pool| pool.subnet.to_string()).collect();
             let name = network.spec.name.clone();
-            return Err(Exhausted::NoAddress { name, subnets: subnets.join(", ") });
+            return Err(Exhausted::Full { name, subnets: subnets.join(", ") });
         };
         used.insert(found.addr());
         if !v6 {
@@ -80,7 +80,7 @@ impl Addresses {
 }
 
 fn pools(draft: &Draft, id: &NetworkId) -> Result<(Network, Vec<AddressPool>), Exhausted> {
-    let network = draft.state().network(id).ok_or_else(|| Exhausted::NoNetwork(id.clone()))?;
+    let network = draft.state().network(id).ok_or_else(|| Exhausted::UnknownNetwork(id.clone()))?;
     let state = network.state.as_ref().ok_or_else(|| Exhausted::NoSubnet(network.spec.name.clone()))?;
     Ok((Network::clone(network), state.pools.clone()))
 }
