@@ -37,9 +37,8 @@ impl Hijack {
     {
         let Some(upgrade) = self.upgrade else {
             let (near, far) = tokio::io::duplex(64 * 1024);
-            tokio::spawn(serve(Box::new(near)));
-            let (output, _no_input) = tokio::io::split(far);
-            let mut response = Response::new(Body::from_stream(tokio_util::io::ReaderStream::new(output)));
+            tokio::spawn(serve(Box::new(tokio::io::join(tokio::io::empty(), near))));
+            let mut response = Response::new(Body::from_stream(tokio_util::io::ReaderStream::new(far)));
             response.headers_mut().insert(header::CONTENT_TYPE, RAW_STREAM);
             return response;
         };

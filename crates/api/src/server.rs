@@ -71,7 +71,7 @@ pub fn router(engine: Engine) -> Router {
     crate::routes::all().with_state(engine)
 }
 
-async fn connection(stream: UnixStream, app: App, stop: CancellationToken) {
+pub(crate) async fn connection(stream: UnixStream, app: App, stop: CancellationToken) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let app = app.clone();
         async move { Ok::<_, Infallible>(app.answer(request.map(Body::new)).await) }

@@ -5,6 +5,7 @@ mod cluster;
 mod conversion;
 mod router;
 mod shape;
+mod socket;
 
 use serde_json::Value;
 

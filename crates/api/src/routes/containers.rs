@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{MethodFilter, MethodRouter, get, on, post};
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
@@ -42,31 +42,33 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/containers/{id}/kill", post(kill))
         .route("/containers/{id}/stop", post(stop))
         .route("/containers/{id}/start", post(start))
-        .route("/containers/{id}/attach", post(async |name| absent("attaching to containers is", name)))
-        .route("/containers/{id}/restart", post(async |name| absent("restarting containers is", name)))
-        .route("/containers/{id}/pause", post(async |name| absent("pausing containers is", name)))
-        .route("/containers/{id}/unpause", post(async |name| absent("pausing containers is", name)))
-        .route("/containers/{id}/rename", post(async |name| absent("renaming containers is", name)))
-        .route("/containers/{id}/update", post(async |name| absent("changing running containers is", name)))
-        .route(
-            "/containers/{id}/resize",
-            post(async |name| absent("resizing a container's terminal is", name)),
-        )
-        .route("/containers/{id}/stats", get(async |name| absent("statistics of containers are", name)))
-        .route("/containers/{id}/changes", get(async |name| absent("differences to the image are", name)))
-        .route("/containers/{id}/export", get(async |name| absent("exporting containers is", name)))
-        .route("/containers/{id}/archive", get(async |name| absent("copying from containers is", name)))
-        .route("/containers/{id}/archive", put(async |name| absent("copying into containers is", name)))
-        .route("/containers/{id}", delete(async |name| absent("removing containers of services is", name)))
+        .route("/containers/{id}/attach", absent(MethodFilter::POST, "attaching to containers is"))
+        .route("/containers/{id}/restart", absent(MethodFilter::POST, "restarting containers is"))
+        .route("/containers/{id}/pause", absent(MethodFilter::POST, "pausing containers is"))
+        .route("/containers/{id}/unpause", absent(MethodFilter::POST, "pausing containers is"))
+        .route("/containers/{id}/rename", absent(MethodFilter::POST, "renaming containers is"))
+        .route("/containers/{id}/update", absent(MethodFilter::POST, "changing running containers is"))
+        .route("/containers/{id}/resize", absent(MethodFilter::POST, "resizing a container's terminal is"))
+        .route("/containers/{id}/stats", absent(MethodFilter::GET, "statistics of containers are"))
+        .route("/containers/{id}/changes", absent(MethodFilter::GET, "differences to the image are"))
+        .route("/containers/{id}/export", absent(MethodFilter::GET, "exporting containers is"))
+        .route("/containers/{id}/archive", absent(COPY, "copying from and to containers is"))
+        .route("/containers/{id}", absent(MethodFilter::DELETE, "removing containers of services is"))
         .route(
             "/containers/prune",
             post(async || ApiError::unsupported("removing containers of services is")),
         )
 }
 
+/// The methods of `docker cp`; a HEAD comes with the GET.
+const COPY: MethodFilter = MethodFilter::GET.or(MethodFilter::PUT);
+
 /// What cannot be done with any container is refused for those that exist.
-fn absent(what: &str, Name(name): Name) -> ApiError {
-    ApiError::unsupported(format!("{what} (container {name})"))
+fn absent(methods: MethodFilter, what: &'static str) -> MethodRouter<Engine> {
+    on(methods, async move |State(node): State<NodeSide>, Name(name): Name| -> Result<Response> {
+        node.agent.find_container(&name).await?;
+        Err(ApiError::unsupported(what))
+    })
 }
 
 async fn list(State(node): State<NodeSide>, params: Params) -> Result<Response> {
