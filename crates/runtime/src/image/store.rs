@@ -59,6 +59,7 @@ impl Entry {
     pub(crate) fn image(&self) -> Image {
         let mut image = self.contents.image.clone();
         image.references = self.names.iter().map(Reference::familiar).collect();
+        image.references.sort();
         let repositories: BTreeSet<String> = self.names.iter().map(Reference::familiar_repository).collect();
         let digest = &self.contents.manifest.digest;
         image.digests = repositories.into_iter().map(|name| format!("{name}@{digest}")).collect();

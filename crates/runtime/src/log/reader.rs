@@ -91,7 +91,7 @@ fn newer(dir: &Path, inode: u64) -> io::Result<Option<File>> {
     loop {
         let (mut place, mut missing) = (Vec::new(), 0);
         // While files are being renamed, one name at a time is missing.
-        for number in (0..MOST_FILES) {
+        for number in 0..MOST_FILES {
             let found = inode_of(dir, number);
             missing = if found.is_some() { 0 } else { missing + 1 };
             if missing == 2 {

@@ -67,12 +67,19 @@ const ALL: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// Every capability this kernel has.
+/// Every capability that this process, and so its node, could give away.
 pub(crate) fn all() -> BTreeSet<String> {
-    // runc refuses capabilities that the kernel does not know.
-    let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
-    let count = last.and_then(|text| text.trim().parse::<usize>().ok()).map_or(ALL.len(), |last| last + 1);
-    ALL.iter().take(count).map(|&name| name.to_owned()).collect()
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    bounding(&status).unwrap_or_else(|| ALL.iter().map(|&name| name.to_owned()).collect())
+}
+
+/// The bounding set in a process's status: what the kernel lacks or a sandbox around the node has
+/// dropped cannot be granted, and runc would fail over it.
+fn bounding(status: &str) -> Option<BTreeSet<String>> {
+    let bits = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
+    let bits = u64::from_str_radix(bits.trim(), 16).ok()?;
+    let granted = ALL.iter().enumerate().filter(|(number, _)| bits & (1 << number) != 0);
+    Some(granted.map(|(_, &name)| name.to_owned()).collect())
 }
 
 /// The set that results from Docker's `--cap-add` and `--cap-drop`; `ALL` is understood in both.
@@ -123,8 +130,14 @@ mod tests {
         assert!(set(&["net_admin"], &[]).contains("CAP_NET_ADMIN"));
         assert!(!set(&[], &["CAP_CHOWN"]).contains("CAP_CHOWN"));
         assert_eq!(set(&["CHOWN"], &["ALL"]), BTreeSet::from(["CAP_CHOWN".to_owned()]));
-        assert!(set(&["ALL"], &["MKNOD"]).contains("CAP_SYS_ADMIN"));
+        assert!(set(&["ALL"], &["MKNOD"]).is_superset(&set(&["CHOWN"], &["ALL"])));
         assert!(!set(&["ALL"], &["MKNOD"]).contains("CAP_MKNOD"));
         assert!(effective(&["NO_SUCH".to_owned()], &[]).is_err());
+    }
+
+    #[test]
+    fn nothing_is_granted_that_the_node_lacks() {
+        let bounding = bounding("Name:\tx\nCapBnd:\t0000000000000021\n").unwrap();
+        assert_eq!(bounding, BTreeSet::from(["CAP_CHOWN".to_owned(), "CAP_KILL".to_owned()]));
     }
 }

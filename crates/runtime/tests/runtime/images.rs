@@ -1,7 +1,7 @@
 //! Images against the real containerd.
 
-use shoal_runtime::{Error, ImageDeletion, ImportOptions};
 use crate::support::{World, busybox_layer, docker_archive, gzip, oci_layout, shell, words};
+use shoal_runtime::{Error, ImageDeletion, ImportOptions};
 
 fn untagged(name: &str) -> ImageDeletion {
     ImageDeletion::Untagged(name.to_owned())
@@ -119,7 +119,8 @@ async fn a_broken_archive_leaves_nothing() {
     let mut wrong = layer.clone();
     wrong.truncate(layer.len() - 1024);
     wrong.extend_from_slice(&[0; 4096]);
-    let place = archive.windows(64).position(|bytes| bytes == crate::support::sha(&layer).as_bytes()).unwrap();
+    let digest = crate::support::sha(&layer);
+    let place = archive.windows(64).position(|bytes| bytes == digest.as_bytes()).unwrap();
     let mut archive = archive;
     archive[place..place + 64].copy_from_slice(crate::support::sha(&wrong).as_bytes());
     let error = world.runtime.load(&archive[..]).await.unwrap_err();

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use futures::StreamExt;
-use shoal_model::{Labels, LogSelector};
-use shoal_runtime::ContainerState;
 use crate::support::{World, eventually, shell, text, words};
+use futures::StreamExt;
+use shoal_model::{ContainerSpec, Labels, LogSelector, Mount, MountKind};
+use shoal_runtime::{ContainerState, Runtime};
 use tempfile::TempDir;
 
 /// Sequence numbers in lines of a thousand characters.
-const CHATTER: &str = "awk 'BEGIN{for(i=0;i<N;i++){printf \"%d %0990d\\n\", i, 0; if(i%100==99){fflush(); system(\"sleep 0.1\")}}}'";
+const CHATTER: &str = "awk 'BEGIN{for(i=0;i<COUNT;i++){printf \"%d %0990d\\n\", i, 0; if(i%100==99){fflush(); system(\"sleep 0.1\")}}}'";
 
 fn numbers(log: &str) -> Vec<u64> {
     log.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect()
@@ -19,17 +19,19 @@ fn numbers(log: &str) -> Vec<u64> {
 
 #[tokio::test]
 async fn nothing_is_lost_while_nobody_is_there() {
-    let world = World::with_image().await;
-    let script = format!("{}; exit 7", CHATTER.replace('N', "3000"));
-    let id = world.start(shell(&script)).await;
-    // The client object goes, as when the daemon is killed; a new one finds the container.
-    let dir = world.runtime.container(&id).await.unwrap().dir;
-    let world = world.reborn();
-    eventually("output in our absence", async || {
-        std::fs::metadata(dir.join("json.log")).is_ok_and(|log| log.len() > 1_000_000)
-    })
-    .await;
-    let world = world.connect().await;
+    let mut world = World::with_image().await;
+    let script = format!("{}; exit 7", CHATTER.replace("COUNT", "3000"));
+    let id = world.create(shell(&script)).await;
+    // Started by a client that goes, with all its tasks, as when the daemon is killed.
+    let (config, started) = (world.config.clone(), id.clone());
+    let start = move || {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio.block_on(async { Runtime::connect(config).await.unwrap().start(&started).await.unwrap() })
+    };
+    tokio::task::spawn_blocking(start).await.unwrap();
+    let log = world.runtime.container(&id).await.unwrap().dir.join("json.log");
+    eventually("output", async || std::fs::metadata(&log).is_ok_and(|log| log.len() > 500_000)).await;
+    world.runtime = world.reconnect().await;
     let found = world.runtime.containers().await.unwrap();
     assert!(matches!(found[0].state, ContainerState::Running { .. }), "{:?}", found[0].state);
     assert_eq!(found[0].config.id, id);
@@ -52,7 +54,7 @@ async fn an_exit_in_our_absence_is_found() {
 #[tokio::test]
 async fn a_log_is_followed_across_rotations_and_kept_within_its_bounds() {
     let world = World::with_image().await;
-    let script = CHATTER.replace('N', "2000");
+    let script = CHATTER.replace("COUNT", "2000");
     let options = |size: &str, files: &str| {
         Labels::from([("max-size".to_owned(), size.to_owned()), ("max-file".to_owned(), files.to_owned())])
     };
@@ -87,6 +89,62 @@ async fn a_log_is_followed_across_rotations_and_kept_within_its_bounds() {
     assert!(select(until).await.last().is_some_and(|&last| last < 1900));
     let errors = LogSelector { stdout: false, ..LogSelector::default() };
     assert_eq!(select(errors).await, [0; 0]);
+}
+
+/// A small file system mounted over a directory.
+struct Small(PathBuf);
+
+impl Small {
+    /// With what the directory held.
+    fn over(dir: &Path, size: &str) -> Self {
+        let files: Vec<(PathBuf, Vec<u8>)> = std::fs::read_dir(dir)
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.file_type().unwrap().is_file())
+            .map(|entry| (entry.path(), std::fs::read(entry.path()).unwrap()))
+            .collect();
+        let options = format!("size={size}");
+        let mut mount = Command::new("mount");
+        assert!(mount.args(["-t", "tmpfs", "-o", &options, "small"]).arg(dir).status().unwrap().success());
+        for (path, data) in files {
+            std::fs::write(path, data).unwrap();
+        }
+        Self(dir.to_owned())
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_neither_container_nor_logger() {
+    let world = World::with_image().await;
+    let shared = world.dir.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let script = format!(
+        "{}; touch /shared/full; until test -e /shared/go; do sleep 0.05; done; echo 777 after",
+        CHATTER.replace("COUNT", "1500")
+    );
+    let kind = MountKind::Bind { source: shared.to_string_lossy().into_owned() };
+    let mount = Mount { kind, target: "/shared".to_owned(), read_only: false };
+    let id = world.create(ContainerSpec { mounts: vec![mount], ..shell(&script) }).await;
+    let dir = world.runtime.container(&id).await.unwrap().dir;
+    let small = Small::over(&dir, "1m");
+    std::fs::write(dir.join("filler"), vec![0; 200_000]).unwrap();
+    world.runtime.start(&id).await.unwrap();
+    eventually("a megabyte of output", async || shared.join("full").exists()).await;
+    std::fs::remove_file(dir.join("filler")).unwrap();
+    std::fs::write(shared.join("go"), "").unwrap();
+    assert_eq!(world.runtime.wait(&id).await.unwrap().code, 0, "no write failed");
+    let log = text(&world.log(&id).await);
+    let (lines, rest): (Vec<&str>, Vec<&str>) = log.lines().partition(|line| line.len() > 900);
+    assert!(lines.len() > 500 && lines.len() < 1000, "{} lines", lines.len());
+    let lost = format!("{} lines could not be written: the disk was full", 1500 - lines.len());
+    assert_eq!(rest, [lost.as_str(), "777 after"]);
+    drop(small);
 }
 
 #[tokio::test]
