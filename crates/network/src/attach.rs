@@ -10,7 +10,7 @@ use crate::gateway::{Gateway, choose_address};
 use crate::netlink::Netlink;
 use crate::netns::Namespace;
 use crate::owner::{GATEWAY, Purpose};
-use crate::sandbox::{self, Interface, Outside};
+use crate::sandbox::{self, Interface, Outside, Ports};
 use crate::state::State;
 use crate::{Error, Fabric, Result, Sandbox, SandboxAttachment, SandboxConfig, SandboxLink, sysctl};
 
@@ -59,14 +59,15 @@ impl Inner {
         let netlink = Netlink::open(namespace).await?;
         namespace.run(sandbox::prepare).await?;
         netlink.set_up(netlink.index("lo").await?, "lo").await?;
+        let filtered = self.namespace.run(|| sysctl::is_on("bridge/bridge-nf-call-iptables")).await?;
         let mut links = Vec::new();
         for (position, attachment) in config.attachments.iter().enumerate() {
-            let interface = self.interface(state, position, attachment)?;
+            let interface = self.interface(state, position, attachment, filtered)?;
             links.push(interface.ensure(&self.tag, &config.id, namespace, &netlink).await?);
         }
         let has_ingress = config.attachments.iter().any(|attachment| attachment.ingress);
         if config.egress && !has_ingress {
-            links.push(self.ensure_gateway_link(state, namespace, &netlink, config).await?);
+            links.push(self.ensure_gateway_link(state, namespace, &netlink, config, filtered).await?);
         }
         let sysctls = config.sysctls.clone();
         let set = move || sysctls.iter().try_for_each(|(key, value)| sysctl::set_key(key, value));
@@ -79,11 +80,13 @@ impl Inner {
         state: &'a State,
         position: usize,
         attachment: &'a SandboxAttachment,
+        filtered: bool,
     ) -> Result<Interface<'a>> {
         let missing = || Error::NetworkNotApplied(attachment.network.clone());
         let (outside, default_via) = if attachment.ingress {
             let ingress = state.ingress.as_ref().ok_or_else(missing)?;
-            (self.outside(ingress.bridge, ingress.mtu, false), Some(ingress.gateway))
+            let ports = if filtered { Ports::Filtered } else { Ports::Open };
+            (self.outside(ingress.bridge, ingress.mtu, ports), Some(ingress.gateway))
         } else {
             let overlay = state.overlays.get(&attachment.network).ok_or_else(missing)?;
             let outside = Outside {
@@ -91,7 +94,7 @@ impl Inner {
                 netlink: &overlay.netlink,
                 bridge: overlay.bridge,
                 mtu: overlay.mtu,
-                isolated: false,
+                ports: Ports::Open,
             };
             (outside, None)
         };
@@ -107,8 +110,8 @@ impl Inner {
     }
 
     /// A bridge in the node's own namespace.
-    fn outside(&self, bridge: u32, mtu: u32, isolated: bool) -> Outside<'_> {
-        Outside { namespace: &self.namespace, netlink: &self.netlink, bridge, mtu, isolated }
+    fn outside(&self, bridge: u32, mtu: u32, ports: Ports) -> Outside<'_> {
+        Outside { namespace: &self.namespace, netlink: &self.netlink, bridge, mtu, ports }
     }
 
     async fn ensure_gateway_link(
@@ -117,6 +120,7 @@ impl Inner {
         namespace: &Namespace,
         inside: &Netlink,
         config: &SandboxConfig,
+        filtered: bool,
     ) -> Result<SandboxLink> {
         let gateway = self.ensure_gateway(state, config).await?;
         let address = match state.gateway_address(&config.id) {
@@ -125,6 +129,7 @@ impl Inner {
         };
         let prefix = gateway.address.prefix_len();
         let net = Ipv4Net::new(address, prefix).map_err(|error| Error::Unexpected(error.to_string()))?;
+        let ports = if filtered { Ports::Filtered } else { Ports::Isolated };
         let interface = Interface {
             network: None,
             position: config.attachments.len(),
@@ -132,7 +137,7 @@ impl Inner {
             address: IpNet::V4(net),
             address_v6: None,
             default_via: Some(gateway.address.addr()),
-            outside: self.outside(gateway.index, gateway.mtu, true),
+            outside: self.outside(gateway.index, gateway.mtu, ports),
         };
         let link = interface.ensure(&self.tag, &config.id, namespace, inside).await?;
         state.last_gateway_address = Some(address);

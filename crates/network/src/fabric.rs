@@ -121,7 +121,7 @@ impl Fabric {
             failures.note(ingress::remove(&inner.netlink, &mut *inner.tables.lock().await).await);
         }
         state.overlays.remove(network);
-        if let Some(namespace) = found.overlays.get(network) {
+        if let Some(Some(namespace)) = found.overlays.get(network) {
             failures.note(Overlay::remove_links(namespace).await);
         }
         failures.note(inner.directory.remove(&netns_name(network)));
@@ -315,7 +315,7 @@ impl Inner {
         if let Some(link) = self.netlink.link(INGRESS_TUNNEL).await? {
             tunnels.extend(link.tunnel);
         }
-        for namespace in self.scan().await?.overlays.values() {
+        for namespace in self.scan().await?.overlays.values().flatten() {
             let links = Netlink::open(namespace).await?.links().await?;
             tunnels.extend(links.iter().filter_map(|link| link.tunnel));
         }

@@ -32,8 +32,20 @@ pub(crate) struct Outside<'a> {
     pub(crate) netlink: &'a Netlink,
     pub(crate) bridge: u32,
     pub(crate) mtu: u32,
-    /// Its ports cannot reach each other.
-    pub(crate) isolated: bool,
+    pub(crate) ports: Ports,
+}
+
+/// How the ports of a bridge deal with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ports {
+    /// They reach each other.
+    Open,
+    /// They reach nobody but the node.
+    Isolated,
+    /// The node's IP filters see bridged frames too (`bridge-nf-call-iptables`), and decide who reaches
+    /// whom. A connection that they send back to the bridge it came from, or even to its own port, does
+    /// not pass the node itself, so the ports must let it through.
+    Filtered,
 }
 
 /// Settings of a fresh sandbox. Runs inside it.
@@ -134,7 +146,10 @@ impl Interface<'_> {
         outside.add_link(pair, outer).await?;
         let index = outside.index(outer).await?;
         // The address behind the port is known, so nothing needs to be learned or flooded to it.
-        let mut settings = vec![InfoBridgePort::Isolated(self.outside.isolated)];
+        let mut settings = vec![
+            InfoBridgePort::Isolated(self.outside.ports == Ports::Isolated),
+            InfoBridgePort::HairpinMode(self.outside.ports == Ports::Filtered),
+        ];
         if let Some(mac) = self.mac {
             settings.extend([InfoBridgePort::Learning(false), InfoBridgePort::UnicastFlood(false)]);
             outside.put_entry(Entry::Port { index, mac }).await?;

@@ -54,8 +54,8 @@ fn v4(address: IpNet) -> Option<Ipv4Addr> {
 #[derive(Default)]
 pub(crate) struct Found {
     pub(crate) sandboxes: BTreeMap<String, Sandbox>,
-    /// Overlays by their namespace.
-    pub(crate) overlays: BTreeMap<NetworkId, Namespace>,
+    /// Overlays by their namespace; `None` where only the name of one is left.
+    pub(crate) overlays: BTreeMap<NetworkId, Option<Namespace>>,
     /// The ingress network, as its bridge says.
     pub(crate) ingress: Option<NetworkId>,
     /// Outer ends of sandbox links whose making was cut off.
@@ -78,10 +78,11 @@ impl Found {
                     found.sandboxes.entry(id.to_owned()).or_insert_with(|| empty(id, path));
                 }
                 Purpose::Network(network) => {
-                    if let Some(namespace) = directory.get(&name)? {
-                        found.scan_namespace(&namespace, &Netlink::open(&namespace).await?, tag).await?;
-                        found.overlays.insert(network, namespace);
+                    let namespace = directory.get(&name)?;
+                    if let Some(namespace) = &namespace {
+                        found.scan_namespace(namespace, &Netlink::open(namespace).await?, tag).await?;
                     }
+                    found.overlays.insert(network, namespace);
                 }
             }
         }

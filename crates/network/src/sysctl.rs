@@ -20,6 +20,16 @@ pub(crate) fn set_if_present(name: &str, value: &str) -> Result<()> {
     }
 }
 
+/// Whether a switch of the `net.` family is there and on.
+pub(crate) fn is_on(name: &str) -> Result<bool> {
+    let path = Path::new("/proc/sys/net").join(name);
+    match fs::read_to_string(&path) {
+        Ok(value) => Ok(value.trim() != "0"),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(format!("read {}", path.display()))(error)),
+    }
+}
+
 /// Writes a setting as a user names it: `net.ipv4.ip_forward`, or with slashes where an interface's
 /// name has dots in it.
 pub(crate) fn set_key(key: &str, value: &str) -> Result<()> {

@@ -20,7 +20,15 @@ const BACKENDS: [&str; 2] = ["10.0.0.10:80", "10.0.0.11:80"];
 
 impl Mesh {
     fn new() -> Self {
+        Self::with_bridge_filters(true)
+    }
+
+    /// Where the module for it is loaded, the node's IP filters see bridged frames, too.
+    fn with_bridge_filters(on: bool) -> Self {
         let world = World::new(3);
+        for node in &world.nodes {
+            set_bridge_filters(node, on);
+        }
         let table = world.ingress().endpoint("t0", 0, "10.0.0.10").endpoint("t1", 1, "10.0.0.11").done();
         for node in &world.nodes {
             node.apply(&table);
@@ -41,10 +49,21 @@ impl Mesh {
     }
 }
 
+fn set_bridge_filters(node: &common::Node, on: bool) {
+    node.host.sh(&format!("sysctl -qw net.bridge.bridge-nf-call-iptables={}", u8::from(on)));
+}
+
 #[test]
 fn the_way_out_hides_the_sandbox() {
+    for filters in [true, false] {
+        way_out(filters);
+    }
+}
+
+fn way_out(filters: bool) {
     let world = World::new(1);
     let node = &world.nodes[0];
+    set_bridge_filters(node, filters);
     let table =
         world.network("n1", 4097, "10.0.1.0/24").endpoint("a", 0, "10.0.1.3").endpoint("b", 0, "10.0.1.4");
     let table = table.done();
@@ -124,7 +143,15 @@ fn one_client_port_through_all_nodes_at_once() {
 
 #[test]
 fn tasks_and_nodes_are_clients_too() {
-    let mesh = Mesh::new();
+    tasks_and_nodes_are_clients(&Mesh::with_bridge_filters(true));
+}
+
+#[test]
+fn tasks_and_nodes_are_clients_too_without_bridge_filters() {
+    tasks_and_nodes_are_clients(&Mesh::with_bridge_filters(false));
+}
+
+fn tasks_and_nodes_are_clients(mesh: &Mesh) {
     let [one, two, three] = mesh.world.nodes.as_slice() else { unreachable!() };
     mesh.publish(&BACKENDS[..1]);
     // A task to its own published port, and to that of another node.
@@ -216,8 +243,15 @@ fn a_udp_client_gets_another_backend_when_its_own_is_gone() {
 
 #[test]
 fn a_host_port_leads_to_one_container() {
+    for filters in [true, false] {
+        host_port(filters);
+    }
+}
+
+fn host_port(filters: bool) {
     let world = World::new(1);
     let node = &world.nodes[0];
+    set_bridge_filters(node, filters);
     let config = SandboxConfig { id: "c".to_owned(), egress: true, ..SandboxConfig::default() };
     let container = node.sandbox(&config);
     container.serve("0.0.0.0:80", "c");
@@ -255,7 +289,7 @@ fn the_ingress_is_read_back_and_pruned() {
     let held = three
         .host
         .sh("ip route; ip neigh show nud permanent; bridge fdb show dev shoal-ingvx; nft list ruleset");
-    for gone in ["10.0.0.11", "10.0.0.3", "02:5b:0a:00:00:03", "10.77.0.2"] {
+    for gone in ["10.0.0.11", "10.0.0.3", "02:5b:0a:00:00:03", "10.77.0.2 "] {
         assert!(!held.contains(gone), "{gone} is still there:\n{held}");
     }
     // The local task of another node.

@@ -30,9 +30,8 @@ impl Host {
             File::open("/proc/thread-self/ns/net").unwrap()
         });
         let host = Self(Arc::new(thread.join().unwrap()));
-        host.sh(
-            "ip link set lo up; sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1",
-        );
+        host.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1; \
+             sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1; ip link set lo up");
         host
     }
 
@@ -257,6 +256,7 @@ impl Drop for Node {
 /// Nodes on one wire, and a client behind a router.
 pub struct World {
     pub wire: Host,
+    pub router: Host,
     pub client: Host,
     pub nodes: Vec<Node>,
     runtime: Arc<tokio::runtime::Runtime>,
@@ -300,7 +300,7 @@ impl World {
             Node { host, id, address, ingress, run_dir, tag, fabric, runtime: runtime.clone() }
         });
         let nodes = nodes.collect();
-        Self { wire, client, nodes, runtime }
+        Self { wire, router, client, nodes, runtime }
     }
 
     pub fn network(&self, id: &str, vni: u32, subnet: &str) -> TableBuilder<'_> {
