@@ -162,16 +162,18 @@ impl Log {
         if self.size > 0 && self.size + batch.len() as u64 > self.limit {
             self.rotate();
         }
+        // The note goes with the lines after it or not at all: alone it would fit again and again
+        // where they do not.
+        let mut text = Vec::new();
         if self.dropped > 0 {
             let note = format!("{} lines could not be written: the disk was full\n", self.dropped);
-            let mut encoded = Vec::new();
             let mut encoder = Encoder::new(LogSource::Stderr);
-            encoder.push(note.as_bytes(), Timestamp::now(), &mut |line| encoded.extend_from_slice(line));
-            if self.append(&encoded) {
-                self.dropped = 0;
-            }
+            encoder.push(note.as_bytes(), Timestamp::now(), &mut |line| text.extend_from_slice(line));
         }
-        if !self.append(batch) {
+        text.extend_from_slice(batch);
+        if self.append(&text) {
+            self.dropped = 0;
+        } else {
             self.dropped += lines;
         }
     }
