@@ -85,6 +85,11 @@ fn replace_ended(planner: &mut Planner<'_>, service: &Service) {
     for (number, slot) in slots(planner.state(), &service.id) {
         for task in slot.iter().filter(|task| is_wanted(task)) {
             let Some(end) = end_of(planner, task) else { continue };
+            // Preparing it failed before its time had come: the next attempt has to wait for that
+            // time, too, or a missing image would be looked for without a pause.
+            if task.start_after.is_some_and(|at| matches!(end, End::Own) && !planner.is_past(at)) {
+                continue;
+            }
             want(planner, task, TaskState::Shutdown);
             let others = slot.iter().any(|other| other.id != task.id && is_wanted(other));
             if others || !restarts(planner, service, &slot, task) {

@@ -57,6 +57,22 @@ fn a_failed_task_is_replaced_after_the_delay_and_history_is_bounded() {
 }
 
 #[test]
+fn a_task_that_cannot_be_prepared_is_tried_again_once_per_delay() {
+    let mut world = World::new(1);
+    let web = world.service(spec("web", 1, &[])).unwrap();
+    let mut attempts = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let tasks: Vec<_> = world.state.service_tasks(&web).cloned().collect();
+        for task in tasks.iter().filter(|task| !task.status.state.is_terminal()) {
+            attempts.insert(task.id.clone());
+            world.report(task, TaskState::Rejected);
+        }
+        world.run(1);
+    }
+    assert!((4..=6).contains(&attempts.len()), "{} attempts in twenty seconds", attempts.len());
+}
+
+#[test]
 fn restart_policies_are_kept() {
     let mut world = World::new(1);
     let mut declared = spec("once", 1, &[]);
