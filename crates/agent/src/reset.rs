@@ -8,9 +8,12 @@ use shoal_runtime::Runtime;
 use crate::node::{balancer_config, known_tag, lock_data_dir, runtime_config};
 use crate::{AgentConfig, Error, Result, resolver};
 
-/// What a node keeps in its data directory, beside what sub-directories of its name hold.
+/// What a node keeps in its data directory.
 const DATA_ENTRIES: [&str; 7] =
     ["cluster.redb", "node.redb", "containers", "resolver", "resolver.log", "tag", "lock"];
+/// What a node keeps in its run directory.
+const RUN_ENTRIES: [&str; 6] =
+    ["netns", "exec", "manager.sock", "resolver.lock", "resolver.sock", "shoal.sock"];
 
 /// Removes everything of a node: containers, images, namespaces, kernel state, files. Needs no
 /// running daemon, and refuses while one runs.
@@ -23,26 +26,21 @@ pub async fn reset(config: &AgentConfig) -> Result<()> {
         shoal_network::reset(&config.run_dir, &tag).await?;
         Balancer::remove(&balancer_config(&tag))?;
     }
-    remove_data(&config.data_dir)?;
-    match std::fs::remove_dir_all(&config.run_dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("remove", &config.run_dir)(error));
-        }
-        _ => {}
-    }
+    remove_entries(&config.data_dir, &DATA_ENTRIES)?;
+    remove_entries(&config.run_dir, &RUN_ENTRIES)?;
     drop(lock);
     Ok(())
 }
 
 /// Only what is ours: the directory may have been chosen carelessly.
-fn remove_data(dir: &Path) -> Result<()> {
+fn remove_entries(dir: &Path, known: &[&str]) -> Result<()> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(Error::io("read", dir))?,
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !DATA_ENTRIES.contains(&name.as_str()) && !name.starts_with("node.corrupt-") {
+        if !known.contains(&name.as_str()) && !name.starts_with("node.corrupt-") {
             continue;
         }
         let path = entry.path();
@@ -66,12 +64,12 @@ mod tests {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
         std::fs::create_dir(dir.path().join("containers")).unwrap();
-        remove_data(dir.path()).unwrap();
+        remove_entries(dir.path(), &DATA_ENTRIES).unwrap();
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
         assert_eq!(left, ["precious.txt"]);
         std::fs::remove_file(dir.path().join("precious.txt")).unwrap();
-        remove_data(dir.path()).unwrap();
+        remove_entries(dir.path(), &DATA_ENTRIES).unwrap();
         assert!(!dir.path().exists());
-        remove_data(dir.path()).unwrap();
+        remove_entries(dir.path(), &DATA_ENTRIES).unwrap();
     }
 }

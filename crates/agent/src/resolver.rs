@@ -100,7 +100,7 @@ impl Resolver {
             Ok(client) if client.hello().version == env!("CARGO_PKG_VERSION") => return Ok(client),
             Ok(client) => {
                 tracing::info!(found = client.hello().version, "replacing a resolver of another version");
-                client.stop().await?;
+                client.retire().await?;
                 ended(&socket).await;
             }
             Err(shoal_resolver::Error::Feed { .. }) => {}

@@ -15,9 +15,6 @@ pub(crate) struct ResolverArgs {
 }
 
 pub(crate) fn run(arguments: ResolverArgs) -> anyhow::Result<()> {
-    // Away from the daemon's terminal and process group. It fails only for a process that leads a
-    // group already, as one started by hand does: then there is nothing to leave.
-    let _ = nix::unistd::setsid();
     crate::daemon::log_to_stderr(crate::options::LogFormat::Text);
     let config = ResolverConfig {
         run_dir: arguments.run_dir,
