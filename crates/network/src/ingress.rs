@@ -94,11 +94,12 @@ impl Blueprint {
         })
     }
 
-    /// The map elements that tell the other nodes apart.
+    /// The elements that tell the other nodes apart.
     fn elements(&self) -> Held {
         let mut held = Held::from([
             (Set::Zones, Elements::new()),
             (Set::Marks, Elements::new()),
+            (Set::Homes, Elements::new()),
             (Set::Returns, Elements::new()),
         ]);
         let mut put = |set, key: String, value: String| held.entry(set).or_default().insert(key, value);
@@ -108,6 +109,12 @@ impl Blueprint {
             put(Set::Zones, peer.mac.to_string(), (number & 0xffff).to_string());
             put(Set::Marks, peer.mac.to_string(), mark.to_string());
             put(Set::Returns, mark.to_string(), peer.mac.to_string());
+        }
+        for (task, node) in &self.tasks {
+            let home = self.peers.get(node).map(|peer| peer.data_path_address);
+            if let Some(IpAddr::V4(home)) = home {
+                put(Set::Homes, format!("{home} . {task}"), String::new());
+            }
         }
         held
     }
@@ -180,7 +187,7 @@ impl Ingress {
             let edits = elements.iter().map(|(set, wanted)| difference(*set, held, wanted, |_, _| prune));
             edits.flatten().collect::<Vec<Edit>>()
         };
-        tables.edit(&[Set::Zones, Set::Marks, Set::Returns], plan).await?;
+        tables.edit(&[Set::Zones, Set::Marks, Set::Homes, Set::Returns], plan).await?;
 
         let routes = self.routes(wanted, self.has_underlay(netlink).await?);
         let held_routes: BTreeSet<Route> = self.held_routes(netlink).await?.into_iter().collect();

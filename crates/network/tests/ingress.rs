@@ -176,6 +176,9 @@ fn tasks_and_nodes_are_clients(mesh: &Mesh) {
     assert!(two.host.udp(0).ask("10.0.0.10:80").unwrap().starts_with("t0 10.77.0.2:"));
     // Other nodes' ports from a node.
     assert!(two.host.ask("10.77.0.3:8000").unwrap().starts_with("t0 10.77.0.2:"));
+    // Also when the task is at home on that very node, and its node would see a packet of its own.
+    assert!(one.host.ask("10.77.0.3:8000").unwrap().starts_with("t0 "));
+    assert!(one.host.udp(0).ask("10.77.0.3:8000").unwrap().starts_with("t0 "));
     // The way out of a published task.
     mesh.world.client.serve("0.0.0.0:81", "outside");
     assert!(mesh.tasks[0].ask(&format!("{CLIENT}:81")).unwrap().starts_with("outside 10.77.0.1:"));
