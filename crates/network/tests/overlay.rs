@@ -1,4 +1,5 @@
 //! Overlays and sandboxes on the real kernel.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -81,10 +82,7 @@ fn sandboxes_on_two_nodes_reach_each_other_and_nothing_is_flooded() {
     assert!(a.ask("[fd00:1::4]:81").unwrap().starts_with("b [fd00:1::3]:"));
     // Full frames pass, larger ones are known not to.
     a.sh("busybox ping -c1 -W3 -s 1422 10.0.1.4");
-    assert_eq!(
-        a.sh("cat /sys/class/net/lo/mtu >/dev/null; ip -o link show eth0 | grep -o 'mtu [0-9]*'").trim(),
-        "mtu 1450"
-    );
+    assert_eq!(a.sh("ip -o link show eth0 | grep -o 'mtu [0-9]*'").trim(), "mtu 1450");
     // The tunnels are not tracked.
     assert!(!one.host.sh("conntrack -L -p udp 2>/dev/null").contains("dport=4789"));
 }
@@ -230,10 +228,7 @@ fn a_sandbox_gets_dockers_settings_and_those_asked_for() {
     assert_eq!(read("net.ipv4.ip_unprivileged_port_start"), "0");
     assert_eq!(read("net.ipv4.ping_group_range"), "0 2147483647");
     assert_eq!(read("net.ipv4.conf.eth0.arp_ignore"), "2");
-    assert_eq!(
-        a.sh("cat /sys/class/net/lo/operstate >/dev/null; ip -o link show eth0").contains("state UP"),
-        true
-    );
+    assert!(a.sh("ip -o link show eth0").contains("state UP"));
     config.sysctls.insert("kernel.hostname".to_owned(), "x".to_owned());
     let refused = node.block(node.fabric.create_sandbox(&config));
     assert!(matches!(refused, Err(Error::InvalidSysctl(_))), "{refused:?}");

@@ -1,4 +1,5 @@
 //! What stays over a restart, and what must not stay at all.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
