@@ -44,7 +44,9 @@ fn scaling_down_under_load_fails_no_connection() {
 fn an_open_connection_gets_its_grace() {
     let node = Node::cluster();
     node.network("appnet");
-    let slow = "printf '#!/bin/sh\\nsleep 1; echo; echo done\\n' > /www/cgi-bin/slow; chmod +x /www/cgi-bin/slow; exec serve";
+    let slow = r#"printf '#!/bin/sh\nsleep 1\nprintf "Content-Type: text/plain\\r\\n\\r\\ndone"\n' > /www/cgi-bin/slow
+chmod +x /www/cgi-bin/slow
+exec serve"#;
     node.service("app", 1, &["--network", "appnet"], &["sh", "-c", slow]);
     let client = node.service("client", 1, &["--network", "appnet"], &["idle"])[0].netns();
     let vip = node.vip("app");

@@ -92,7 +92,7 @@ fn a_client_resolves_and_fetches(node: &Node, vip: &str) {
 
     let mut answered = std::collections::BTreeSet::new();
     wait_until(shoal_e2e::PATIENCE, "both tasks of web have answered", || {
-        let who = node.exec(client, &["wget", "-q", "-O-", "-T5", "http://web/cgi-bin/who"]).ok();
+        let who = node.exec(client, &["wget", "-q", "-O-", "http://web/cgi-bin/who"]).ok();
         answered.insert(who.split_whitespace().next().unwrap_or_default().to_owned());
         if answered.len() == 2 { Ok(()) } else { Err(format!("{answered:?}")) }
     });
