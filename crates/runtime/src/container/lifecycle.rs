@@ -18,7 +18,7 @@ use shoal_model::ContainerId;
 
 use super::create::{blocking, own_netns, record_of, specification_any, specification_of};
 use super::files::{LOCK, remove_dir};
-use super::{Container, ContainerState, Containers, Exit};
+use super::{Container, ContainerState, Containers, Exit, cgroup};
 use crate::client::{ask, optional, timestamp};
 use crate::image::{SNAPSHOTTER, remove_snapshot};
 use crate::{Error, Result};
@@ -211,7 +211,15 @@ impl Containers {
         let deleted = ask!(self.client, format!("removing container {id}"), containers.delete(request()));
         errors.extend(optional(deleted).err());
         errors.extend(remove_snapshot(&self.client, id.as_str()).await.err());
-        let (files, fifos) = (self.files(id), self.fifos(id.as_str()));
+        let (files, fifos, cgroup) = (self.files(id), self.fifos(id.as_str()), self.cgroup(id));
+        errors.extend(
+            blocking(move || {
+                cgroup::remove(&[&cgroup]);
+                Ok(())
+            })
+            .await
+            .err(),
+        );
         errors.extend(blocking(move || files.remove()).await.err());
         errors.extend(blocking(move || remove_dir(&fifos)).await.err());
         Error::collect(errors)

@@ -1,5 +1,6 @@
 //! Containers: what they are made from and how they live.
 
+mod cgroup;
 mod create;
 mod files;
 mod lifecycle;

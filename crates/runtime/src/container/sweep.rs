@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::read_dir;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::{Kind, ListSnapshotsRequest};
@@ -15,9 +14,9 @@ use shoal_model::ContainerId;
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 
-use super::Containers;
 use super::create::blocking;
 use super::files::{parent, remove_dir};
+use super::{Containers, cgroup};
 use crate::client::{OUTAGE, ask, optional};
 use crate::image::{SNAPSHOTTER, remove_snapshot};
 use crate::{Error, Result};
@@ -40,8 +39,15 @@ impl Containers {
             tracing::info!(container = %id, "removing what nobody claims");
             errors.extend(self.remove(&id).await.err());
         }
-        let scratch = scratch.to_owned();
-        errors.extend(blocking(move || sweep_scratch(&scratch)).await.err());
+        let (scratch, namespace) = (scratch.to_owned(), self.config.namespace.clone());
+        let nothing_stays = keep.is_empty();
+        let sweep = move || {
+            if nothing_stays {
+                cgroup::remove(&[&format!("/shoal/{namespace}"), "/shoal"]);
+            }
+            sweep_scratch(&scratch)
+        };
+        errors.extend(blocking(sweep).await.err());
         Error::collect(errors)
     }
 
@@ -102,12 +108,7 @@ impl Containers {
             }
         }
         let dirs = [parent(&self.config.data_dir), self.config.run_dir.join("exec"), scratch.to_owned()];
-        let namespace = self.config.namespace.clone();
-        blocking(move || {
-            remove_cgroups(&namespace);
-            Error::collect(dirs.iter().filter_map(|dir| remove_dir(dir).err()).collect())
-        })
-        .await
+        blocking(move || Error::collect(dirs.iter().filter_map(|dir| remove_dir(dir).err()).collect())).await
     }
 
     async fn remove_images(&self) -> Result<()> {
@@ -165,29 +166,4 @@ fn sweep_scratch(scratch: &Path) -> Result<()> {
     let own = format!("{}-", std::process::id());
     let others = names(scratch).into_iter().filter(|name| !name.starts_with(&own));
     Error::collect(others.filter_map(|name| remove_dir(&scratch.join(name)).err()).collect())
-}
-
-/// The cgroups above the containers' own, in every hierarchy. Another node's keep the common one.
-fn remove_cgroups(namespace: &str) {
-    let mounted = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let hierarchies = mounted.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, point, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        matches!(kind, "cgroup" | "cgroup2").then(|| PathBuf::from(point))
-    });
-    for hierarchy in hierarchies {
-        for cgroup in [hierarchy.join("shoal").join(namespace), hierarchy.join("shoal")] {
-            match std::fs::remove_dir(&cgroup) {
-                Err(error)
-                    if !matches!(
-                        error.kind(),
-                        ErrorKind::NotFound | ErrorKind::ResourceBusy | ErrorKind::DirectoryNotEmpty
-                    ) =>
-                {
-                    tracing::warn!(%error, cgroup = %cgroup.display(), "a cgroup stays");
-                }
-                _ => {}
-            }
-        }
-    }
 }

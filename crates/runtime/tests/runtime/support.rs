@@ -127,6 +127,10 @@ impl Drop for World {
         let purged = std::thread::spawn(purge).join().unwrap();
         if !std::thread::panicking() {
             purged.unwrap();
+            for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+                let cgroup = hierarchy.path().join("shoal").join(&self.config.namespace);
+                assert!(!cgroup.exists(), "{} stays", cgroup.display());
+            }
         }
     }
 }
