@@ -57,7 +57,7 @@ async fn send(
         message: Some(Up::LogData(LogData { subscription, task_id: task.to_string(), entries, end })),
     };
     while let Some(chunk) = lines.next().await {
-        let entries = chunk.iter().map(|entry| encode(entry).into()).collect();
+        let entries = chunk.iter().map(encode).collect();
         if outbox.send(data(entries, false)).await.is_err() {
             return;
         }

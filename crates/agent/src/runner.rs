@@ -102,8 +102,9 @@ impl Runner {
         while let Ok(order) = self.orders.try_recv() {
             self.obey(order);
         }
-        self.seen.networks_ready =
-            crate::sandbox::networks_ready(&self.record.task, &self.tables.borrow_and_update());
+        self.tables.mark_unchanged();
+        let networks = self.record.task.attachments.iter().map(|attachment| &attachment.network);
+        self.seen.networks_ready = self.node.tables.are_ready(networks);
         if let Container::Running { .. } = self.seen.container {
             if !self.attached && self.seen.networks_ready {
                 self.attach().await;

@@ -18,11 +18,6 @@ pub(crate) fn uses_host(task: &Task) -> bool {
     task.attachments.is_empty() && !task.spec.networks.is_empty()
 }
 
-/// Every network the task is on is in force.
-pub(crate) fn networks_ready(task: &Task, tables: &Networks) -> bool {
-    task.attachments.iter().all(|attachment| tables.contains_key(&attachment.network))
-}
-
 /// The networks on which the task looks up names: all but the ingress network.
 fn named<'a>(
     task: &'a Task,
@@ -209,8 +204,6 @@ mod tests {
         let config = config(&task, &known);
         assert_eq!(config.attachments.iter().map(|at| at.ingress).collect::<Vec<_>>(), [false, true]);
         assert!(config.egress && !view.internal);
-        assert!(networks_ready(&task, &known));
-        assert!(!networks_ready(&task, &tables(&[testing::table("n1", 1)])));
     }
 
     #[test]

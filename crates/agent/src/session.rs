@@ -148,7 +148,7 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership) -> Result<Session<H>,
         node_id: member.node.to_string(),
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
-        description: encode(&node.description()).into(),
+        description: encode(&node.description()),
         held: held.values().map(|table| TableAck::new(&table.network, table.version)).collect(),
     };
     let told = held.iter().map(|(network, table)| (network.clone(), table.version)).collect();
@@ -238,7 +238,7 @@ impl<H: Host> Session<H> {
             .node
             .take_unreported()
             .into_iter()
-            .map(|(id, status)| TaskStatusReport { task_id: id.to_string(), status: encode(&status).into() })
+            .map(|(id, status)| TaskStatusReport { task_id: id.to_string(), status: encode(&status) })
             .collect();
         if reports.is_empty() {
             return Ok(());

@@ -190,7 +190,7 @@ async fn assignments_reach_the_node_and_a_new_session_repeats_everything() {
     let mut first = stage.accept().await;
     first.welcome().await;
     let task = testing::task("t9");
-    let put = vec![encode(&task).into()];
+    let put = vec![encode(&task)];
     first.send(Down::Assignments(Assignments { complete: true, put, remove: vec!["t3".to_owned()] })).await;
     until("the assignment is obeyed", || !lock(&stage.node.obeyed).is_empty()).await;
     let obeyed = lock(&stage.node.obeyed).remove(0);
@@ -213,13 +213,13 @@ async fn a_table_is_acknowledged_when_it_is_in_force_and_not_before() {
     session.welcome().await;
     assert!(matches!(session.next().await, Up::Statuses(_)));
     let table = testing::table("n1", 5);
-    session.send(Down::Table(encode(&table).into())).await;
+    session.send(Down::Table(encode(&table))).await;
     until("the table is taken", || stage.node.tables.sent(&table.network).is_some()).await;
 
     let mut next = table.clone();
     next.version.revision = 6;
     next.services.insert(ServiceId::new("s"), testing::service("web", None, &[]));
-    session.send(Down::TableDelta(encode(&table.delta_to(&next)).into())).await;
+    session.send(Down::TableDelta(encode(&table.delta_to(&next)))).await;
     until("the delta is taken", || stage.node.tables.sent(&table.network).is_some_and(|held| *held == next))
         .await;
 
@@ -238,7 +238,7 @@ async fn a_delta_that_does_not_fit_is_answered_with_a_request() {
     session.welcome().await;
     assert!(matches!(session.next().await, Up::Statuses(_)));
     let (old, new) = (testing::table("n1", 5), testing::table("n1", 6));
-    session.send(Down::TableDelta(encode(&old.delta_to(&new)).into())).await;
+    session.send(Down::TableDelta(encode(&old.delta_to(&new)))).await;
     let Up::TableRequest(request) = session.next().await else { panic!("a request") };
     assert_eq!(request.network_id, "n1");
     let held: BTreeSet<NetworkId> = stage.node.tables.wanted().into_iter().collect();
@@ -254,7 +254,7 @@ async fn log_lines_come_with_an_end() {
     let subscribe = LogSubscribe {
         subscription: 3,
         task_ids: vec!["t1".to_owned()],
-        selector: encode(&LogSelector::default()).into(),
+        selector: encode(&LogSelector::default()),
     };
     session.send(Down::LogSubscribe(subscribe)).await;
     let Up::LogData(data) = session.next().await else { panic!("lines") };

@@ -90,6 +90,8 @@ impl Tables {
         wishes.dirty.insert(table.network.clone());
         wishes.tables.insert(table.network.clone(), Arc::new(table));
         self.wake.notify_one();
+        // For those who wait for `are_ready`: this very table may be in force still.
+        self.in_force.send_modify(|_| {});
     }
 
     /// A delta from the manager. On a mismatch nothing changes and a snapshot must be asked for.
@@ -150,6 +152,14 @@ impl Tables {
     /// The networks this node is to know.
     pub(crate) fn wanted(&self) -> HashSet<NetworkId> {
         lock(&self.wishes).tables.keys().cloned().collect()
+    }
+
+    /// Whether the tables of all these networks are in force, and meant to stay so. May become true
+    /// whenever [`in_force`](Self::in_force) changes.
+    pub(crate) fn are_ready<'a>(&self, mut networks: impl Iterator<Item = &'a NetworkId>) -> bool {
+        let wishes = lock(&self.wishes);
+        let in_force = self.in_force.borrow();
+        networks.all(|network| wishes.tables.contains_key(network) && in_force.contains_key(network))
     }
 
     /// The tables in force, and their changes.
@@ -243,6 +253,10 @@ impl Tables {
             Wish { sent: sent.clone(), served }
         };
         let networks = std::mem::take(dirty);
+        for network in networks.iter().filter(|network| !tables.contains_key(*network)) {
+            // Under the lock: nobody may still count on a network whose removal begins.
+            self.publish(network.clone(), None);
+        }
         (networks.into_iter().map(|id| (id.clone(), tables.get(&id).map(wish))).collect(), dead)
     }
 
@@ -367,4 +381,59 @@ fn report<E: std::fmt::Display>(what: &str, outcome: Result<(), E>) {
 /// Every port key of a table, for reports.
 pub(crate) fn port_keys(table: &NetworkTable) -> BTreeSet<PortKey> {
     ports(table).into_keys().map(|(protocol, port)| PortKey { protocol, port }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    /// A task assigned while its network is being taken away must wait until it is there again.
+    #[test]
+    fn a_network_whose_removal_has_begun_is_not_counted_on() {
+        let table = testing::table("n1", 3);
+        let network = table.network.clone();
+        let tables = Tables::new(vec![table.clone()]);
+        let ready = |tables: &Tables| tables.are_ready(std::iter::once(&network));
+        assert!(!ready(&tables), "stored, but not in force");
+        tables.publish(network.clone(), Some(Arc::new(table.clone())));
+        assert!(ready(&tables));
+
+        tables.remove(&network);
+        assert!(!ready(&tables), "on its way out");
+        let (wishes, _) = tables.take();
+        assert!(wishes.iter().all(|(_, wish)| wish.is_none()));
+        tables.put(table.clone());
+        assert!(!ready(&tables), "wanted again, but its removal has begun");
+
+        let mut changes = tables.in_force();
+        changes.mark_unchanged();
+        tables.publish(network.clone(), Some(Arc::new(table.clone())));
+        assert!(ready(&tables) && changes.has_changed().unwrap());
+
+        // Taken away and wanted again before anything was done about it: nothing changes in force,
+        // but who has seen it leave is woken.
+        tables.remove(&network);
+        changes.mark_unchanged();
+        tables.put(table);
+        assert!(ready(&tables) && changes.has_changed().unwrap());
+    }
+
+    #[test]
+    fn an_orphans_mark_lasts_until_the_tables_let_go_of_it() {
+        let mut table = testing::table("n1", 3);
+        let endpoint = EndpointId::new("t1");
+        table.endpoints.insert(endpoint.clone(), testing::endpoint("node1", "10.0.1.5/24"));
+        table.services.insert(shoal_model::ServiceId::new("s"), testing::service("web", None, &["t1"]));
+        let tables = Tables::new(vec![table.clone()]);
+        tables.mark(endpoint.clone(), Some(Mark { dead: true, orphan: true }));
+        let (wishes, dead) = tables.take();
+        let served = &wishes[0].1.as_ref().unwrap().served;
+        assert!(served.services.values().all(|service| service.backends.is_empty()));
+        assert!(dead.contains(&endpoint));
+        table.endpoints.clear();
+        tables.put(table);
+        assert!(tables.take().1.is_empty());
+        assert!(lock(&tables.wishes).marks.is_empty());
+    }
 }

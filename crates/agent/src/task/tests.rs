@@ -178,7 +178,7 @@ fn an_unhealthy_task_drains_until_the_order_or_the_bound() {
         if ordered {
             node.record.task.desired = TaskState::Shutdown;
         } else {
-            node.now = node.now + DRAIN_ORDER_BOUND;
+            node.now += DRAIN_ORDER_BOUND;
         }
         node.settle();
         let status = &node.record.progress.status;
@@ -203,7 +203,7 @@ fn docker_stop_uses_its_own_grace_period_and_reports_the_exit_code() {
     node.settle();
     node.seen.stop_request = Some(StopCause::Requested { grace: Some(Duration::from_secs(1)) });
     node.settle();
-    node.now = node.now + DRAIN_ORDER_BOUND;
+    node.now += DRAIN_ORDER_BOUND;
     let done = node.settle();
     assert_eq!(done[0], Action::Stop { connections: Duration::ZERO, grace: Duration::from_secs(1) });
     assert_eq!(node.record.progress.status.error, "task: non-zero exit (137)");
@@ -314,7 +314,7 @@ proptest! {
                     node.seen.health = Some(if well { HealthStatus::Healthy } else { HealthStatus::Unhealthy });
                 }
                 Event::StopRequest => node.seen.stop_request = Some(StopCause::Requested { grace: None }),
-                Event::Tick => node.now = node.now + DRAIN_ORDER_BOUND,
+                Event::Tick => node.now += DRAIN_ORDER_BOUND,
                 Event::Tables(ready) => node.seen.networks_ready = ready,
                 Event::Exit(_) | Event::Reboot | Event::Health(_) => {}
             }
