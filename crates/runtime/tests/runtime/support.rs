@@ -12,7 +12,11 @@ use shoal_model::{ContainerId, ContainerSpec, IdGenerator, Labels, LogEntry, Log
 use shoal_runtime::{ContainerConfig, Exit, Runtime, RuntimeConfig};
 use tempfile::TempDir;
 
-pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
+/// The containerd to test against.
+pub(crate) fn socket() -> PathBuf {
+    std::env::var_os("SHOAL_E2E_CONTAINERD")
+        .map_or_else(|| PathBuf::from("/run/containerd/containerd.sock"), PathBuf::from)
+}
 
 pub(crate) struct World {
     pub(crate) runtime: Runtime,
@@ -22,7 +26,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        Self::at(Path::new(SOCKET)).await
+        Self::at(&socket()).await
     }
 
     pub(crate) async fn at(socket: &Path) -> Self {
