@@ -141,8 +141,10 @@ impl Resolver {
             .map_err(Error::io("start", &self.config.executable))?;
         tracing::info!(pid = child.id(), "started the resolver process");
         tokio::spawn(async move {
-            if let Ok(status) = child.wait().await {
-                tracing::warn!(%status, "the resolver process ended");
+            match child.wait().await {
+                Ok(status) if status.success() => {}
+                Ok(status) => tracing::warn!(%status, "the resolver process ended"),
+                Err(error) => tracing::warn!(%error, "cannot wait for the resolver process"),
             }
         });
         Ok(())

@@ -45,10 +45,10 @@ enum Verb {
 fn main() -> ExitCode {
     // Before anything else: a log shim lives as long as its container and stays as small as it can.
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().as_deref() == Some(OsStr::new("log-shim")) {
-        if let (Some(dir), None) = (arguments.next(), arguments.next()) {
-            shoal_runtime::log_shim::run(Path::new(&dir));
-        }
+    if arguments.next().as_deref() == Some(OsStr::new("log-shim"))
+        && let (Some(dir), None) = (arguments.next(), arguments.next())
+    {
+        shoal_runtime::log_shim::run(Path::new(&dir));
     }
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
