@@ -54,6 +54,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_IMPLEMENTED, format!("{what} not supported by shoal yet"))
     }
 
+    /// The same, with what to do instead.
+    pub(crate) fn unsupported_but(what: impl std::fmt::Display, instead: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, format!("{what} not supported by shoal yet: {instead}"))
+    }
+
     /// An answer of the manager to a change, with the prefix Docker's daemon leaves in front of what
     /// its manager says. Clients match on it.
     pub(crate) fn from_control(error: ControlError) -> Self {

@@ -220,19 +220,26 @@ fn containers(before: &State, after: &State, node: &NodeId, now: Timestamp, told
         if old.is_some_and(|old| old.status == task.status) {
             continue;
         }
-        let (was, is) = (old.map_or(TaskState::New, |old| old.status.state), task.status.state);
-        let started = is >= TaskState::Starting && is <= TaskState::Running;
-        if started && was < TaskState::Starting {
-            told.extend(container("create", task, now));
-            told.extend(container("start", task, now));
-        }
-        if is.is_terminal() && (TaskState::Starting..=TaskState::Running).contains(&was) {
-            told.extend(container("die", task, now));
+        match (old.is_some_and(|old| runs(old)), runs(task)) {
+            (false, true) => {
+                told.extend(container("create", task, now));
+                told.extend(container("start", task, now));
+            }
+            (true, false) => told.extend(container("die", task, now)),
+            _ => {}
         }
     }
     for task in before.node_tasks(node).filter(|task| after.task(&task.id).is_none()) {
+        if runs(task) {
+            told.extend(container("die", task, now));
+        }
         told.extend(container("destroy", task, now));
     }
+}
+
+/// The task has a container that runs.
+fn runs(task: &Task) -> bool {
+    task.status.container.is_some() && (TaskState::Starting..=TaskState::Running).contains(&task.status.state)
 }
 
 fn container(action: &str, task: &Task, now: Timestamp) -> Option<Event> {
@@ -251,7 +258,8 @@ fn container(action: &str, task: &Task, now: Timestamp) -> Option<Event> {
         ("com.docker.swarm.task.id".to_owned(), task.id.to_string()),
         ("com.docker.swarm.task.name".to_owned(), task.name()),
     ]);
-    if action == "die" {
+    // A task that is forgotten in the moment it ends takes its exit code with it.
+    if action == "die" && task.status.state.is_terminal() {
         attributes.insert("exitCode".to_owned(), container.exit_code.to_string());
     }
     let id = container.id.to_string();

@@ -29,9 +29,10 @@ pub(crate) fn create(request: wire::Create) -> Result<model::NetworkSpec> {
         None | Some("" | "bridge" | "macvlan" | "ipvlan" | "host" | "null") => {
             let driver =
                 request.driver.filter(|driver| !driver.is_empty()).unwrap_or_else(|| "bridge".to_owned());
-            return Err(ApiError::unsupported(format!(
-                "networks with driver {driver} are (create one with --driver overlay)"
-            )));
+            return Err(ApiError::unsupported_but(
+                format!("networks with driver {driver} are"),
+                "create one with --driver overlay",
+            ));
         }
         Some(other) => return Err(ApiError::not_found(format!("plugin \"{other}\" not found"))),
     }
@@ -183,7 +184,15 @@ pub(crate) fn endpoint_id(owner: &str, network: &model::NetworkId) -> String {
 }
 
 /// The networks every engine has. They belong to this node, and cannot be changed.
-pub(crate) fn predefined(engine_id: &str, created: &str, gateway: Option<IpNet>) -> Vec<wire::Network> {
+///
+/// The gateway bridge is shown to members of a cluster; it has a subnet once it is built, with the first
+/// container that needs it.
+pub(crate) fn predefined(
+    engine_id: &str,
+    created: &str,
+    member: bool,
+    gateway: Option<IpNet>,
+) -> Vec<wire::Network> {
     let local = |name: &str, driver: &'static str| wire::Network {
         name: name.to_owned(),
         id: derived_id(&["network", engine_id, name]),
@@ -204,14 +213,14 @@ pub(crate) fn predefined(engine_id: &str, created: &str, gateway: Option<IpNet>)
         services: None,
     };
     let mut networks = vec![local("bridge", "bridge")];
-    if let Some(gateway) = gateway {
-        let config = wire::IpamConfig {
+    if member || gateway.is_some() {
+        let config = gateway.map(|gateway| wire::IpamConfig {
             subnet: gateway.trunc().to_string(),
             ip_range: None,
             gateway: Some(gateway.addr().to_string()),
-        };
+        });
         networks.push(wire::Network {
-            ipam: wire::Ipam { driver: "default", options: None, config: Some(vec![config]) },
+            ipam: wire::Ipam { driver: "default", options: None, config: Some(config.into_iter().collect()) },
             options: Some(Labels::from([
                 ("com.docker.network.bridge.enable_ip_masquerade".to_owned(), "true".to_owned()),
                 ("com.docker.network.bridge.name".to_owned(), GATEWAY_BRIDGE.to_owned()),

@@ -38,6 +38,65 @@ fn what_appears_and_goes_is_told_once() {
     assert_eq!(actions(&one, &empty), [("remove".to_owned(), "a".to_owned())]);
 }
 
+fn task(state: TaskState, container: bool, exit_code: i32) -> Object {
+    let mut status = shoal_model::TaskStatus::new(state, Timestamp::UNIX_EPOCH, "");
+    status.container = container.then(|| shoal_model::ContainerStatus { id: "c1".into(), pid: 7, exit_code });
+    Object::Task(Task {
+        id: "t1".into(),
+        meta: Meta::new(Timestamp::UNIX_EPOCH),
+        service: "s1".into(),
+        service_name: "web".to_owned(),
+        slot: 1,
+        spec: shoal_model::TaskSpec {
+            container: shoal_model::ContainerSpec { image: "busybox".to_owned(), ..Default::default() },
+            resources: Default::default(),
+            restart: Default::default(),
+            placement: Default::default(),
+            networks: Vec::new(),
+            force_update: 0,
+            log_options: Labels::new(),
+        },
+        ports: Vec::new(),
+        node: Some("n1".into()),
+        desired: TaskState::Running,
+        status,
+        attachments: Vec::new(),
+        released: false,
+        start_after: None,
+    })
+}
+
+#[test]
+fn a_container_s_life_is_told_whatever_is_missed_between() {
+    let picture = |object: Option<Object>| {
+        let mut state = State::default();
+        object.into_iter().for_each(|object| state.put(object));
+        state
+    };
+    let life = [
+        (picture(None), vec![]),
+        (picture(Some(task(TaskState::Preparing, false, 0))), vec![]),
+        (picture(Some(task(TaskState::Starting, false, 0))), vec![]),
+        (picture(Some(task(TaskState::Running, true, 0))), vec!["create", "start"]),
+        (picture(Some(task(TaskState::Failed, true, 5))), vec!["die"]),
+        (picture(None), vec!["destroy"]),
+        (picture(Some(task(TaskState::Running, true, 0))), vec!["create", "start"]),
+        (picture(None), vec!["die", "destroy"]),
+    ];
+    for pair in life.windows(2) {
+        let told = differences(&pair[0].0, &pair[1].0, Some(&"n1".into()), Timestamp::UNIX_EPOCH);
+        assert_eq!(told.iter().map(|event| event.action.as_str()).collect::<Vec<_>>(), pair[1].1);
+        for event in &told {
+            assert_eq!((event.kind, event.actor.id.as_str(), event.scope), ("container", "c1", "local"));
+        }
+        if pair[1].1 == ["die"] {
+            assert_eq!(told[0].actor.attributes["exitCode"], "5");
+        }
+    }
+    let elsewhere = differences(&life[0].0, &life[3].0, Some(&"n2".into()), Timestamp::UNIX_EPOCH);
+    assert!(elsewhere.is_empty(), "containers of other nodes are their own to tell of");
+}
+
 #[test]
 fn a_listener_gets_what_was_kept_and_what_comes() {
     let log = EventLog::default();

@@ -44,9 +44,10 @@ where
 }
 
 async fn no_build() -> ApiError {
-    ApiError::unsupported(
-        "building images is (build elsewhere, for example with buildah or docker buildx build --output type=docker, \
-         and bring the image in with docker load)",
+    ApiError::unsupported_but(
+        "building images is",
+        "build elsewhere, for example with buildah or docker buildx build --output type=docker, and bring the image \
+         in with docker load",
     )
 }
 
@@ -55,7 +56,7 @@ fn refuse(what: &str) -> Result<Response> {
 }
 
 async fn no_plain_containers() -> ApiError {
-    ApiError::unsupported("containers outside services are (run the image with docker service create)")
+    ApiError::unsupported_but("containers outside services are", "run the image with docker service create")
 }
 
 /// Secrets and configs belong to a cluster: without one, Docker's refusal.

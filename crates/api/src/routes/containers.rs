@@ -300,7 +300,7 @@ async fn start(State(node): State<NodeSide>, Name(name): Name) -> Result<Respons
     let view = node.agent.find_container(&name).await?;
     match view.container.state {
         ContainerState::Running { .. } => Ok(body::empty(StatusCode::NOT_MODIFIED)),
-        _ => Err(ApiError::unsupported("starting a container again is (its service replaces it)")),
+        _ => Err(ApiError::unsupported_but("starting a container again is", "its service replaces it")),
     }
 }
 

@@ -115,9 +115,10 @@ async fn load(State(node): State<NodeSide>, request: Request<Body>) -> Result<Re
 /// `docker import`; `docker pull` is the same path with other parameters.
 async fn create(State(node): State<NodeSide>, params: Params, request: Request<Body>) -> Result<Response> {
     if let Some(name) = params.given("fromImage") {
-        return Err(ApiError::unsupported(format!(
-            "pulling images is (bring {name} in with docker load or docker import)"
-        )));
+        return Err(ApiError::unsupported_but(
+            "pulling images is",
+            format!("bring {name} in with docker load or docker import"),
+        ));
     }
     match params.get("fromSrc") {
         Some("-") => {}

@@ -78,7 +78,8 @@ fn local(cluster: &ClusterSide) -> Vec<wire::Network> {
         .ok()
         .and_then(|time| jiff::Timestamp::try_from(time).ok())
         .unwrap_or_default();
-    convert::predefined(&cluster.about.id, &crate::convert::time(created), gateway())
+    let member = matches!(cluster.swarm.local_state(), LocalState::Active { .. });
+    convert::predefined(&cluster.about.id, &crate::convert::time(created), member, gateway())
 }
 
 /// The gateway bridge's address in this node's network namespace, once the bridge is there.

@@ -120,7 +120,7 @@ async fn networks_live_and_die() {
     assert_eq!((&shown["Containers"], &shown["Labels"]), (&Value::Null, &Value::Null));
     let names: Vec<_> =
         world.get("/networks").await.as_array().unwrap().iter().map(|n| n["Name"].clone()).collect();
-    for name in ["bridge", "host", "none", "ingress", "mynet"] {
+    for name in ["bridge", "docker_gwbridge", "host", "none", "ingress", "mynet"] {
         assert!(names.contains(&json!(name)), "{names:?}");
     }
     assert_eq!(
