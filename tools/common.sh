@@ -67,7 +67,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
 address = "$dir/containerd.sock"
 TOML
-    setsid containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 </dev/null &
+    setsid containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 </dev/null 3>&- &
     echo $! >"$dir/containerd.pid"
     wait_for 20 "containerd (see $dir/containerd.log)" containerd_answers "$dir/containerd.sock"
 }
