@@ -6,6 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
+use futures::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -72,6 +73,15 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for OptionalJson<T> {
     async fn from_request(request: Request, _: &S) -> Result<Self> {
         let bytes = read(request).await?;
         Ok(Self(if bytes.is_empty() { None } else { Some(decode(&bytes)?) }))
+    }
+}
+
+/// Reads a body to its end, for a while, and throws it away.
+pub(crate) async fn discard(body: Body) {
+    let mut pieces = body.into_data_stream();
+    let reading = async { while pieces.next().await.is_some_and(|piece| piece.is_ok()) {} };
+    if tokio::time::timeout(BODY_TIME_MAX, reading).await.is_err() {
+        tracing::debug!("a body that nobody wants is too long");
     }
 }
 

@@ -151,7 +151,7 @@ fn mount(mount: wire::Mount) -> Result<model::Mount> {
             }
             MountKind::Tmpfs { size: options.size_bytes, mode: options.mode }
         }
-        Some("volume") => return Err(ApiError::unsupported(format!("volumes are (mount at {target})"))),
+        Some("volume") => return Err(ApiError::unsupported(format!("volumes (mount at {target}) are"))),
         other => {
             let kind = other.unwrap_or_default();
             return Err(ApiError::bad_request(format!("invalid MountType: \"{kind}\"")));

@@ -1,7 +1,7 @@
 //! What this engine does not have: said plainly, or shown as empty where clients look in passing.
 
 use axum::Router;
-use axum::extract::{FromRef, State};
+use axum::extract::{FromRef, Request, State};
 use axum::response::Response;
 use axum::routing::{any, delete, get, post};
 use serde_json::json;
@@ -43,7 +43,9 @@ where
         .route("/containers/create", post(no_plain_containers))
 }
 
-async fn no_build() -> ApiError {
+/// The context is taken in first: a client that is still sending it would not read the answer.
+async fn no_build(request: Request) -> ApiError {
+    body::discard(request.into_body()).await;
     ApiError::unsupported_but(
         "building images is",
         "build elsewhere, for example with buildah or docker buildx build --output type=docker, and bring the image \

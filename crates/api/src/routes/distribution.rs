@@ -20,5 +20,5 @@ where
 /// was not recorded, and go on with the name alone, which is what happens.
 async fn inspect(Name(name): Name) -> ApiError {
     let name = name.strip_suffix("/json").unwrap_or(&name);
-    ApiError::unsupported(format!("asking a registry (for {name}) is"))
+    ApiError::unsupported(format!("asking a registry for {name} is"))
 }

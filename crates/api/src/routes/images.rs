@@ -1,14 +1,17 @@
 //! `/images`.
 
+use std::pin::Pin;
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
-use futures::TryStreamExt;
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
 use shoal_runtime::{Error, Image, ImportOptions};
-use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 
 use crate::body;
@@ -20,6 +23,9 @@ use crate::query::{Name, Params};
 use crate::wire::image as wire;
 
 const FILTERS: &[&str] = &["before", "dangling", "label", "reference", "since"];
+
+/// How long the rest of an archive that could not be used is taken in.
+const UPLOAD_REST_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -98,13 +104,29 @@ fn glob(pattern: &str, text: &str) -> bool {
     pattern[p..].iter().all(|&c| c == '*')
 }
 
-fn reader(request: Request<Body>) -> impl AsyncRead + Send + Unpin {
+type Upload = StreamReader<Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>, Bytes>;
+
+fn reader(request: Request<Body>) -> Upload {
     let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
     StreamReader::new(Box::pin(stream))
 }
 
+/// After a failure, takes in what the client still sends: until it has, it would not read the answer.
+async fn rest(mut upload: Upload) {
+    let mut nowhere = tokio::io::sink();
+    let reading = tokio::io::copy(&mut upload, &mut nowhere);
+    let _ = tokio::time::timeout(UPLOAD_REST_MAX, reading).await;
+}
+
 async fn load(State(node): State<NodeSide>, request: Request<Body>) -> Result<Response> {
-    let loaded = node.agent.runtime().load(reader(request)).await?;
+    let mut upload = reader(request);
+    let loaded = match node.agent.runtime().load(&mut upload).await {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            rest(upload).await;
+            return Err(error.into());
+        }
+    };
     let lines = loaded.iter().map(|name| {
         let what = if name.starts_with("sha256:") { "Loaded image ID" } else { "Loaded image" };
         wire::Progress { stream: Some(format!("{what}: {name}\n")), ..wire::Progress::default() }
@@ -133,7 +155,14 @@ async fn create(State(node): State<NodeSide>, params: Params, request: Request<B
         message: params.get("message").unwrap_or_default().to_owned(),
         changes: params.all("changes").map(str::to_owned).collect(),
     };
-    let id = node.agent.runtime().import(reader(request), options).await?;
+    let mut upload = reader(request);
+    let id = match node.agent.runtime().import(&mut upload, options).await {
+        Ok(id) => id,
+        Err(error) => {
+            rest(upload).await;
+            return Err(error.into());
+        }
+    };
     Ok(progress(std::iter::once(wire::Progress { status: Some(id), ..wire::Progress::default() })))
 }
 

@@ -123,7 +123,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let config = json!([{"ConfigID": "x"}]);
     assert_eq!(refusal(template(&["ContainerSpec", "Configs"], config)), yet("configs are"));
     let volume = json!([{"Type": "volume", "Source": "v", "Target": "/v"}]);
-    assert_eq!(refusal(template(&["ContainerSpec", "Mounts"], volume)), yet("volumes are (mount at /v)"));
+    assert_eq!(refusal(template(&["ContainerSpec", "Mounts"], volume)), yet("volumes (mount at /v) are"));
     let preference = json!([{"Spread": {"SpreadDescriptor": "node.labels.dc"}}]);
     assert_eq!(
         refusal(template(&["Placement", "Preferences"], preference)),

@@ -13,7 +13,7 @@ use crate::engine::{ClusterSide, InitRequest, LocalState, Swarm};
 use crate::server::{App, server_header};
 
 /// A node that is in no cluster.
-struct Alone;
+pub(super) struct Alone;
 
 #[async_trait]
 impl Swarm for Alone {

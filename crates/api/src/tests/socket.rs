@@ -99,6 +99,23 @@ async fn without_an_upgrade_the_stream_is_a_body() {
 }
 
 #[tokio::test]
+async fn a_refused_upload_is_taken_in_before_the_refusal() {
+    let swarm = std::sync::Arc::new(super::router::Alone);
+    let side = crate::engine::ClusterSide::new(swarm, PathBuf::from("/nonexistent"), "1.2.3".to_owned());
+    let (mut near, far) = UnixStream::pair().unwrap();
+    let router = crate::routes::cluster::<crate::engine::ClusterSide>().with_state(side);
+    tokio::spawn(connection(far, App { router, server: server_header("1.2.3") }, CancellationToken::new()));
+    let context = vec![0; 4 << 20];
+    let head = format!(
+        "POST /v1.41/build HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        context.len()
+    );
+    near.write_all(head.as_bytes()).await.unwrap();
+    near.write_all(&context).await.expect("nobody hangs up on a client that is sending");
+    assert!(rest(near).await.starts_with("HTTP/1.1 501"));
+}
+
+#[tokio::test]
 async fn a_head_without_end_is_refused() {
     let socket = Socket::new();
     let mut stream = socket.send("GET /x HTTP/1.1\r\nHost: d\r\n").await;
