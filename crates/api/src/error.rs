@@ -16,7 +16,7 @@ pub(crate) struct ApiError {
 
 pub(crate) type Result<T, E = ApiError> = std::result::Result<T, E>;
 
-/// What Docker says on a node that manages no cluster (golden `01-err-*`).
+/// What Docker says on a node that manages no cluster.
 pub(crate) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm \
                                  join\" to connect this node to swarm and try again.";
 

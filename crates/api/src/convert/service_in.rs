@@ -263,12 +263,17 @@ fn log_options(driver: wire::LogDriver) -> Result<model::Labels> {
     }
 }
 
+fn failure_action_unsupported(action: &str) -> ApiError {
+    ApiError::unsupported(format!("update failure action {action} is"))
+}
+
 fn update(config: wire::UpdateConfig, may_roll_back: bool) -> Result<model::UpdateConfig> {
     let default = model::UpdateConfig::default();
     let failure_action = match config.failure_action.as_deref() {
         None | Some("" | "pause") => model::UpdateFailureAction::Pause,
-        Some("continue") => model::UpdateFailureAction::Continue,
-        Some("rollback") if may_roll_back => model::UpdateFailureAction::Rollback,
+        // Tasks that fail in an update hold it up; nothing else is done about them yet.
+        Some(action @ "continue") => return Err(failure_action_unsupported(action)),
+        Some(action @ "rollback") if may_roll_back => return Err(failure_action_unsupported(action)),
         Some(other) => {
             return Err(ApiError::bad_request(format!("unrecognized update failure action {other}")));
         }
@@ -326,7 +331,7 @@ fn port(port: wire::PortConfig) -> Result<model::PortConfig> {
         published: number(port.published_port, "published")?,
         mode: match port.publish_mode.as_deref() {
             None | Some("" | "ingress") => model::PublishMode::Ingress,
-            Some("host") => model::PublishMode::Host,
+            Some("host") => return Err(ApiError::unsupported("publishing in host mode is")),
             Some(other) => return Err(ApiError::bad_request(format!("invalid publish mode: \"{other}\""))),
         },
     })

@@ -41,17 +41,8 @@ fn status(task: &model::Task) -> wire::Status {
             pid: container.pid,
             exit_code: container.exit_code,
         }),
-        port_status: wire::PortStatus { ports: host_ports(task) },
+        port_status: wire::PortStatus { ports: Vec::new() },
     }
-}
-
-/// Ports that only this task's node accepts, shown while they are in force.
-fn host_ports(task: &model::Task) -> Vec<crate::wire::service::PortConfig> {
-    if task.status.state != model::TaskState::Running {
-        return Vec::new();
-    }
-    let host = task.ports.iter().filter(|port| port.mode == model::PublishMode::Host);
-    host.map(service_out::port).collect()
 }
 
 /// The ingress network first, as Docker shows them.

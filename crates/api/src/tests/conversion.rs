@@ -33,12 +33,15 @@ fn a_service_reads_back_as_it_was_declared() {
     assert_eq!(show(&spec, Defaults::Insert), value(golden!("vip-service.defaults.json"))["Spec"]);
 }
 
-/// Everything but what is refused: a named volume and a placement preference.
+/// Everything but what is refused: a named volume, a placement preference, a failure action.
 fn full(mut spec: Value) -> Value {
     let template = &mut spec["TaskTemplate"];
     let mounts = template["ContainerSpec"]["Mounts"].as_array_mut().unwrap();
     mounts.retain(|mount| mount["Type"] != "volume");
     template["Placement"].as_object_mut().unwrap().remove("Preferences");
+    for config in ["UpdateConfig", "RollbackConfig"] {
+        spec[config]["FailureAction"] = "pause".into();
+    }
     spec
 }
 
@@ -97,13 +100,10 @@ fn an_endpoint_is_shown_once_there_is_something_to_reach() {
 }
 
 #[test]
-fn host_ports_may_leave_the_choice_to_the_node() {
-    let spec = read(golden!("host-port-service.request.json")).unwrap();
-    assert_eq!(spec.endpoint.mode, model::EndpointMode::Dnsrr);
-    let port = &spec.endpoint.ports[0];
-    assert_eq!((port.target, port.published, port.mode), (80, 0, model::PublishMode::Host));
-    let shown = show(&spec, Defaults::Omit);
-    assert_eq!(shown["EndpointSpec"], value(golden!("host-port-service.request.json"))["EndpointSpec"]);
+fn host_ports_are_refused_as_long_as_nothing_opens_them() {
+    let refused = read(golden!("host-port-service.request.json")).unwrap_err();
+    assert_eq!(refused.status, 501);
+    assert_eq!(refused.message, "publishing in host mode is not supported by shoal yet");
 }
 
 #[test]
@@ -118,6 +118,8 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         }
     };
     let yet = |what: &str| (501, format!("{what} not supported by shoal yet"));
+    let roll_back = |spec: &mut Value| spec["UpdateConfig"]["FailureAction"] = "rollback".into();
+    assert_eq!(refusal(roll_back), yet("update failure action rollback is"));
     let secret = json!([{"SecretID": "x", "SecretName": "y"}]);
     assert_eq!(refusal(template(&["ContainerSpec", "Secrets"], secret)), yet("secrets are"));
     let config = json!([{"ConfigID": "x"}]);
