@@ -111,7 +111,8 @@ impl Runner {
             }
             self.watch();
         }
-        self.seen.health = self.check.is_some().then(|| self.health.borrow().status);
+        let checked = self.check.is_some().then(|| self.health.borrow().status);
+        self.seen.health = task::health(self.seen.container, self.attached, checked);
         self.tell().await;
     }
 

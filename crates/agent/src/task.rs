@@ -117,6 +117,19 @@ pub(crate) fn next(record: &TaskRecord, seen: &Observed, now: Timestamp) -> Acti
     }
 }
 
+/// The health to go by. Whether a running container has a check at all is known only once it is
+/// taken over from a former process: until then nobody may call it healthy.
+pub(crate) fn health(
+    container: Container,
+    taken_over: bool,
+    checked: Option<HealthStatus>,
+) -> Option<HealthStatus> {
+    match container {
+        Container::Running { .. } if !taken_over => Some(HealthStatus::Starting),
+        _ => checked,
+    }
+}
+
 /// The node knows the task's endpoint to be out of service, whatever the tables still say.
 pub(crate) fn is_withdrawn(record: &TaskRecord, seen: &Observed) -> bool {
     let status = &record.progress.status;
@@ -198,7 +211,9 @@ fn running(record: &TaskRecord, seen: &Observed, pid: u32, now: Timestamp) -> Ac
         return Action::Drain(LocalStop { cause, deadline: now + bound }, next);
     }
     let (state, message) = match seen.health {
-        Some(HealthStatus::Starting) => (TaskState::Starting, "starting"),
+        Some(HealthStatus::Starting) if status.state < TaskState::Running => {
+            (TaskState::Starting, "starting")
+        }
         _ => (TaskState::Running, "started"),
     };
     let known = status.container.as_ref().is_some_and(|container| container.pid == pid);

@@ -329,3 +329,26 @@ proptest! {
         prop_assert_eq!((node.seen.container, node.seen.sandbox), (Container::Absent, false));
     }
 }
+
+#[test]
+fn a_restarted_daemon_calls_nothing_healthy_before_it_has_taken_it_over() {
+    let container = Container::Running { pid: 77 };
+    let at = |state| {
+        let mut record = record();
+        record.progress.status.state = state;
+        record.progress.status.container =
+            Some(ContainerStatus { id: record.container.clone(), pid: 77, exit_code: 0 });
+        let mut node = Pretended::new(record, Observed { container, ..nothing() });
+        node.seen.health = health(container, false, None);
+        node
+    };
+    let mut starting = at(TaskState::Starting);
+    assert_eq!(starting.settle(), [Action::Wait(None)]);
+    starting.seen.health = health(container, true, Some(HealthStatus::Starting));
+    assert_eq!(starting.settle(), [Action::Wait(None)]);
+    starting.seen.health = health(container, true, None);
+    starting.settle();
+    assert_eq!(starting.states(), [TaskState::Running]);
+
+    assert_eq!(at(TaskState::Running).settle(), [Action::Wait(None)], "what ran runs on");
+}
