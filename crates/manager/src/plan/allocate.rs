@@ -14,6 +14,7 @@ use shoal_model::{
 use super::slots::is_wanted;
 use super::{Draft, Planner};
 
+use addresses::keep;
 pub(crate) use addresses::{Addresses, Exhausted};
 pub(crate) use network::{network, overlap_of};
 
@@ -53,10 +54,13 @@ fn nodes(planner: &mut Planner<'_>, addresses: &mut Addresses) {
         if node.ingress.as_ref().is_some_and(|held| held.network == ingress.id) {
             continue;
         }
-        let attachment = attach(&mut planner.draft, addresses, &ingress.id, &[], planner.ids);
+        let attachment = attach(&planner.draft, addresses, &ingress.id, &[], planner.ids);
         let mut node = (*node).clone();
         match attachment {
-            Ok(attachment) => node.ingress = Some(attachment),
+            Ok(attachment) => {
+                keep(&mut planner.draft, &ingress.id, attachment.address.addr());
+                node.ingress = Some(attachment);
+            }
             Err(error) => tracing::warn!(node = %node.id, %error, "the node takes no published ports"),
         }
         planner.draft.put(Object::Node(node));
@@ -115,6 +119,7 @@ fn virtual_ips(
         let is_held = |vip: &VirtualIp| vip.network == *network && vip.address.addr().is_ipv6() == v6;
         if !endpoint.virtual_ips.iter().any(is_held) {
             let address = addresses.take(draft, network, v6)?;
+            keep(draft, network, address.addr());
             endpoint.virtual_ips.push(VirtualIp { network: network.clone(), address });
         }
     }
@@ -230,9 +235,9 @@ fn attachments(
         let ingress = planner.state().ingress_network().ok_or(Exhausted::NoIngress)?;
         wanted.push((ingress.id.clone(), Vec::new()));
     }
-    let mut attachments = Vec::new();
+    let mut attachments: Vec<Attachment> = Vec::new();
     for (network, aliases) in wanted {
-        match attach(&mut planner.draft, addresses, &network, &aliases, planner.ids) {
+        match attach(&planner.draft, addresses, &network, &aliases, planner.ids) {
             Ok(attachment) => attachments.push(attachment),
             Err(error) => {
                 attachments.iter().for_each(|attachment| addresses.give_back(attachment));
@@ -240,11 +245,14 @@ fn attachments(
             }
         }
     }
+    for attachment in &attachments {
+        keep(&mut planner.draft, &attachment.network, attachment.address.addr());
+    }
     Ok(attachments)
 }
 
 fn attach(
-    draft: &mut Draft,
+    draft: &Draft,
     addresses: &mut Addresses,
     network: &NetworkId,
     aliases: &[String],

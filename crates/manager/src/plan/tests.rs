@@ -136,6 +136,23 @@ fn an_exhausted_network_says_so_on_the_task_and_goes_on_when_something_frees() {
 }
 
 #[test]
+fn an_attempt_that_fails_on_one_of_two_networks_is_no_change() {
+    let mut world = World::new(1);
+    let roomy = world.network("roomy", None).unwrap();
+    let small = world.network("small", Some("10.9.0.0/29")).unwrap();
+    let web = world.service(spec("web", 5, &[&roomy, &small])).unwrap();
+    world.run(3);
+    let stuck = world.state.service_tasks(&web).find(|task| task.status.state == TaskState::New).unwrap();
+    assert_eq!(stuck.status.error, "no available address on network small (10.9.0.0/29)");
+    let last = |world: &World| world.state.network(&roomy).unwrap().state.as_ref().unwrap().last_address;
+    let before = last(&world);
+    let again = plan(&world.state, &world.observed, world.now, &mut world.ids);
+    assert_eq!(again.changes, []);
+    world.run(2);
+    assert_eq!(last(&world), before);
+}
+
+#[test]
 fn the_scheduler_explains_itself() {
     let mut world = World::new(2);
     let mut declared = spec("web", 1, &[]);

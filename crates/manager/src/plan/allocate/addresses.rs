@@ -40,8 +40,8 @@ impl Addresses {
         Ok(families)
     }
 
-    /// Hands out an address of one family.
-    pub(super) fn take(&mut self, draft: &mut Draft, id: &NetworkId, v6: bool) -> Result<IpNet, Exhausted> {
+    /// Hands out an address of one family. The draft stays as it is until [`keep`] is told.
+    pub(super) fn take(&mut self, draft: &Draft, id: &NetworkId, v6: bool) -> Result<IpNet, Exhausted> {
         let (network, pools) = pools(draft, id)?;
         let used = self.used.entry(id.clone()).or_insert_with(|| in_use(draft.state(), &network));
         let family: Vec<&AddressPool> =
@@ -54,13 +54,6 @@ impl Addresses {
             return Err(Exhausted::Full { name, subnets: subnets.join(", ") });
         };
         used.insert(found.addr());
-        if !v6 {
-            let mut network = network;
-            if let Some(state) = &mut network.state {
-                state.last_address = Some(found.addr());
-            }
-            draft.put(Object::Network(network));
-        }
         Ok(found)
     }
 
@@ -76,6 +69,17 @@ impl Addresses {
         if let Some(used) = self.used.get_mut(network) {
             used.remove(&address);
         }
+    }
+}
+
+/// An address that was handed out has a holder: the next search begins behind it. What is given back
+/// leaves no trace, so that an attempt that fails is no change.
+pub(super) fn keep(draft: &mut Draft, id: &NetworkId, address: IpAddr) {
+    let Some(network) = draft.state().network(id) else { return };
+    let mut network = Network::clone(network);
+    if let Some(state) = network.state.as_mut().filter(|_| address.is_ipv4()) {
+        state.last_address = Some(address);
+        draft.put(Object::Network(network));
     }
 }
 
