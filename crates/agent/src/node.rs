@@ -110,15 +110,9 @@ impl Node {
         let sandboxes: HashSet<String> = self.fabric.sandboxes().await?.into_iter().collect();
         let mut begun = Vec::new();
         for record in tasks {
-            let id = &record.container;
-            let mut container = found.get(id).map_or(Container::Absent, |c| crate::runner::seen(&c.state));
-            if container == Container::Created {
-                // Made by a process that did not live to start it: made anew.
-                self.runtime.remove(id).await?;
-                container = Container::Absent;
-            }
+            let container = found.get(&record.container);
             let seen = Observed {
-                container,
+                container: container.map_or(Container::Absent, |c| crate::runner::found(&c.state)),
                 sandbox: sandboxes.contains(record.task.id.as_str()),
                 networks_ready: false,
                 health: None,

@@ -363,11 +363,19 @@ impl Drop for Runner {
 }
 
 /// What the runtime's word for a container's state means here.
-pub(crate) fn seen(state: &ContainerState) -> Container {
+fn seen(state: &ContainerState) -> Container {
     match state {
         ContainerState::Created => Container::Created,
         ContainerState::Running { pid, .. } => Container::Running { pid: *pid },
         ContainerState::Exited { exit, .. } => Container::Exited { code: exit.code },
+    }
+}
+
+/// The same of a container that a former process left.
+pub(crate) fn found(state: &ContainerState) -> Container {
+    match seen(state) {
+        Container::Created => Container::Unfinished,
+        container => container,
     }
 }
 

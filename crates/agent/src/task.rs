@@ -50,9 +50,15 @@ pub(crate) enum StopCause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Container {
     Absent,
+    /// Made by a process that did not live to start it: it never ran, and is made anew.
+    Unfinished,
     Created,
-    Running { pid: u32 },
-    Exited { code: i32 },
+    Running {
+        pid: u32,
+    },
+    Exited {
+        code: i32,
+    },
 }
 
 /// Everything seen of a task.
@@ -110,10 +116,10 @@ pub(crate) fn next(record: &TaskRecord, seen: &Observed, now: Timestamp) -> Acti
         Container::Exited { code } => Action::Report(ended(record, code, now)),
         Container::Running { .. } if unwanted => stop(record),
         Container::Running { pid } => running(record, seen, pid, now),
-        Container::Absent | Container::Created if unwanted => {
+        Container::Absent | Container::Unfinished | Container::Created if unwanted => {
             Action::Report(advance(record, TaskState::Shutdown, "shutdown", now))
         }
-        Container::Absent | Container::Created => prepare(record, seen, now),
+        Container::Absent | Container::Unfinished | Container::Created => prepare(record, seen, now),
     }
 }
 
@@ -166,6 +172,7 @@ fn settle(record: &TaskRecord, seen: &Observed) -> Action {
 
 fn prepare(record: &TaskRecord, seen: &Observed, now: Timestamp) -> Action {
     let prepared = seen.sandbox && seen.container == Container::Created;
+    let make = || if seen.networks_ready { Action::Prepare } else { Action::Wait(None) };
     match record.progress.status.state {
         TaskState::New | TaskState::Pending | TaskState::Assigned => {
             Action::Report(advance(record, TaskState::Accepted, "accepted", now))
@@ -174,19 +181,14 @@ fn prepare(record: &TaskRecord, seen: &Observed, now: Timestamp) -> Action {
         TaskState::Preparing if prepared => {
             Action::Report(advance(record, TaskState::Ready, "prepared", now))
         }
-        TaskState::Preparing | TaskState::Ready if !prepared => {
-            if seen.networks_ready {
-                Action::Prepare
-            } else {
-                Action::Wait(None)
-            }
-        }
+        TaskState::Preparing | TaskState::Ready if !prepared => make(),
         TaskState::Ready if record.task.desired < TaskState::Running => Action::Wait(None),
         TaskState::Ready => match record.task.start_after.filter(|&at| at > now) {
             Some(at) => Action::Wait(Some(at)),
             None => Action::Report(advance(record, TaskState::Starting, "starting", now)),
         },
         TaskState::Starting if prepared => Action::Start,
+        TaskState::Starting if seen.container == Container::Unfinished => make(),
         // It has been started, and neither it nor its exit code is there any more: the machine was
         // restarted, or somebody else removed it.
         _ => Action::Report(failed(

@@ -69,7 +69,7 @@ impl Tasks {
             task,
         };
         let seen = Observed {
-            container: stranger.map_or(Container::Absent, |container| crate::runner::seen(&container.state)),
+            container: stranger.map_or(Container::Absent, |container| crate::runner::found(&container.state)),
             sandbox: false,
             networks_ready: false,
             health: None,

@@ -352,3 +352,16 @@ fn a_restarted_daemon_calls_nothing_healthy_before_it_has_taken_it_over() {
 
     assert_eq!(at(TaskState::Running).settle(), [Action::Wait(None)], "what ran runs on");
 }
+
+#[test]
+fn a_container_that_was_never_started_is_made_anew() {
+    let mut record = record();
+    record.progress.status.state = TaskState::Starting;
+    let found =
+        Observed { container: Container::Unfinished, sandbox: true, networks_ready: false, ..nothing() };
+    let mut node = Pretended::new(record, found);
+    assert_eq!(node.settle(), [Action::Wait(None)]);
+    node.seen.networks_ready = true;
+    assert_eq!(node.settle()[..2], [Action::Prepare, Action::Start]);
+    assert_eq!(node.states(), [TaskState::Running]);
+}
