@@ -45,6 +45,18 @@ struct Wanted {
     names: BTreeMap<NetworkId, Names>,
 }
 
+impl Wanted {
+    /// These, and everything that is wanted by now.
+    fn and(
+        &self,
+        sandboxes: &HashSet<String>,
+        networks: &HashSet<NetworkId>,
+    ) -> (HashSet<String>, HashSet<NetworkId>) {
+        let sandboxes = sandboxes.iter().chain(self.sandboxes.keys()).cloned().collect();
+        (sandboxes, networks.iter().chain(self.names.keys()).cloned().collect())
+    }
+}
+
 /// The agent's hold on its resolver process.
 pub(crate) struct Resolver {
     config: AgentConfig,
@@ -210,13 +222,18 @@ impl Resolver {
         self.call(|client| async move { client.remove_names(network).await }).await
     }
 
-    /// Away with every sandbox and network this agent did not ask for and does not mean to.
+    /// Away with every sandbox and network this agent did not ask for and does not mean to. What it
+    /// asks for while the resolver is still being looked for stays too.
     pub(crate) async fn prune(
         &self,
         sandboxes: &HashSet<String>,
         networks: &HashSet<NetworkId>,
     ) -> Result<()> {
-        self.call(|client| async move { client.prune(sandboxes, networks).await }).await
+        self.call(|client| {
+            let (sandboxes, networks) = lock(&self.wanted).and(sandboxes, networks);
+            async move { client.prune(&sandboxes, &networks).await }
+        })
+        .await
     }
 
     pub(crate) async fn read_back(&self) -> Result<State> {
@@ -298,5 +315,22 @@ async fn ended(socket: &Path) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             _ => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn what_is_asked_for_meanwhile_is_not_pruned() {
+        let mut wanted = Wanted::default();
+        let later = Names::from_table(&testing::table("later", 1));
+        wanted.names.insert(later.network.clone(), later);
+        let stored = HashSet::from([NetworkId::new("stored")]);
+        let (sandboxes, networks) = wanted.and(&HashSet::from(["t1".to_owned()]), &stored);
+        assert!(sandboxes.contains("t1"));
+        assert_eq!(networks, HashSet::from([NetworkId::new("stored"), NetworkId::new("later")]));
     }
 }
