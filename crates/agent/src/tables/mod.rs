@@ -16,6 +16,7 @@ use shoal_model::{EndpointId, NetworkId, NetworkTable, TableDelta, TableMismatch
 use shoal_network::Fabric;
 use shoal_resolver::Names;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{Held, Step};
@@ -61,6 +62,22 @@ pub(crate) struct Tables {
     wishes: std::sync::Mutex<Wishes>,
     wake: Notify,
     in_force: watch::Sender<InForce>,
+}
+
+/// A network that could not be brought into force, and is left alone for a while.
+#[derive(Debug, Clone, Copy)]
+struct Failure {
+    not_before: Instant,
+    pause: Duration,
+}
+
+type Failures = BTreeMap<NetworkId, Failure>;
+
+impl Failure {
+    fn after(former: Option<Self>, now: Instant) -> Self {
+        let pause = former.map_or(RETRY_FIRST, |former| (former.pause * 2).min(RETRY_MAX));
+        Self { not_before: now + pause, pause }
+    }
 }
 
 /// Everything a table takes effect in.
@@ -170,18 +187,19 @@ impl Tables {
     /// Brings what is wanted into force until cancelled.
     pub(crate) async fn run(&self, effects: &Effects, closing: CancellationToken) {
         let mut held = self.sweep(effects).await;
-        let mut retry = RETRY_FIRST;
-        while !closing.is_cancelled() {
-            let failed = closing.run_until_cancelled(self.pass(effects, &mut held)).await.unwrap_or(false);
-            if failed {
-                tokio::select! {
-                    () = tokio::time::sleep(retry) => {}
-                    () = closing.cancelled() => {}
+        let mut failures = Failures::new();
+        while closing.run_until_cancelled(self.pass(effects, &mut held, &mut failures)).await.is_some() {
+            let next = failures.values().map(|failure| failure.not_before).min();
+            let retry = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
                 }
-                retry = (retry * 2).min(RETRY_MAX);
-            } else {
-                retry = RETRY_FIRST;
-                closing.run_until_cancelled(self.wake.notified()).await;
+            };
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = retry => {}
+                () = closing.cancelled() => {}
             }
         }
     }
@@ -218,29 +236,33 @@ impl Tables {
         held
     }
 
-    /// One look at every network; `true` when something failed and must be tried again.
-    async fn pass(&self, effects: &Effects, held: &mut BTreeMap<NetworkId, Held>) -> bool {
-        let mut failed = BTreeSet::new();
-        let (wishes, dead) = self.take();
+    /// One look at every network to look at, and at one of those that failed before.
+    async fn pass(&self, effects: &Effects, held: &mut BTreeMap<NetworkId, Held>, failures: &mut Failures) {
+        let (wishes, dead) = self.take(failures, Instant::now());
         for (network, wish) in wishes {
             let state = held.entry(network.clone()).or_default();
             if let Err(error) = bring_into_force(effects, &network, state, wish.as_ref(), &dead).await {
                 tracing::warn!(%network, %error, "network table not in force yet, trying again");
-                failed.insert(network);
+                let failure = Failure::after(failures.get(&network).copied(), Instant::now());
+                failures.insert(network.clone(), failure);
+                lock(&self.wishes).dirty.insert(network);
                 continue;
             }
+            failures.remove(&network);
             if wish.is_none() {
                 held.remove(&network);
             }
             self.publish(network, wish.map(|wish| wish.served));
         }
-        let again = !failed.is_empty();
-        lock(&self.wishes).dirty.extend(failed);
-        again
     }
 
-    /// The networks to look at as they are to be, and this node's dead endpoints.
-    fn take(&self) -> (Vec<(NetworkId, Option<Wish>)>, BTreeSet<EndpointId>) {
+    /// The networks to look at as they are to be, and this node's dead endpoints. Of those that
+    /// failed only the one that is due longest, and last: it may take its time again.
+    fn take(
+        &self,
+        failures: &Failures,
+        now: Instant,
+    ) -> (Vec<(NetworkId, Option<Wish>)>, BTreeSet<EndpointId>) {
         let mut wishes = lock(&self.wishes);
         let Wishes { tables, marks, dirty } = &mut *wishes;
         marks
@@ -252,7 +274,12 @@ impl Tables {
             let served = if concerned { Arc::new(sent.without(&withdrawn)) } else { sent.clone() };
             Wish { sent: sent.clone(), served }
         };
-        let networks = std::mem::take(dirty);
+        let (failed, mut networks): (Vec<_>, Vec<_>) =
+            std::mem::take(dirty).into_iter().partition(|network| failures.contains_key(network));
+        let due = |network: &&NetworkId| failures.get(*network).map(|failure| failure.not_before);
+        let retried = failed.iter().filter(|network| due(network) <= Some(now)).min_by_key(due).cloned();
+        dirty.extend(failed.into_iter().filter(|network| Some(network) != retried.as_ref()));
+        networks.extend(retried);
         for network in networks.iter().filter(|network| !tables.contains_key(*network)) {
             // Under the lock: nobody may still count on a network whose removal begins.
             self.publish(network.clone(), None);
@@ -401,7 +428,7 @@ mod tests {
 
         tables.remove(&network);
         assert!(!ready(&tables), "on its way out");
-        let (wishes, _) = tables.take();
+        let (wishes, _) = tables.take(&Failures::new(), Instant::now());
         assert!(wishes.iter().all(|(_, wish)| wish.is_none()));
         tables.put(table.clone());
         assert!(!ready(&tables), "wanted again, but its removal has begun");
@@ -427,13 +454,31 @@ mod tests {
         table.services.insert(shoal_model::ServiceId::new("s"), testing::service("web", None, &["t1"]));
         let tables = Tables::new(vec![table.clone()]);
         tables.mark(endpoint.clone(), Some(Mark { dead: true, orphan: true }));
-        let (wishes, dead) = tables.take();
+        let (wishes, dead) = tables.take(&Failures::new(), Instant::now());
         let served = &wishes[0].1.as_ref().unwrap().served;
         assert!(served.services.values().all(|service| service.backends.is_empty()));
         assert!(dead.contains(&endpoint));
         table.endpoints.clear();
         tables.put(table);
-        assert!(tables.take().1.is_empty());
+        assert!(tables.take(&Failures::new(), Instant::now()).1.is_empty());
         assert!(lock(&tables.wishes).marks.is_empty());
+    }
+
+    #[test]
+    fn a_network_that_fails_keeps_no_other_waiting() {
+        let tables = Tables::new(["bad", "good", "worse"].map(|id| testing::table(id, 1)).into());
+        let now = Instant::now();
+        let once = Failure::after(None, now);
+        let again = Failure::after(Some(once), now);
+        assert!(again.not_before > once.not_before);
+        let failures = Failures::from([(NetworkId::new("bad"), once), (NetworkId::new("worse"), again)]);
+        let taken = |at| -> Vec<String> {
+            tables.take(&failures, at).0.into_iter().map(|(network, _)| network.to_string()).collect()
+        };
+        assert_eq!(taken(now), ["good"]);
+        assert!(taken(now).is_empty());
+        tables.put(testing::table("good", 2));
+        assert_eq!(taken(again.not_before), ["good", "bad"], "one of the failed, after all others");
+        assert_eq!(taken(again.not_before), ["worse"]);
     }
 }
