@@ -105,9 +105,7 @@ impl Agent {
     /// Takes all tables out of force.
     async fn clear_tables(&self) {
         self.node.tables.clear();
-        let mut in_force = self.node.tables.in_force();
-        let cleared = in_force.wait_for(|tables| tables.is_empty());
-        if tokio::time::timeout(CLEAR_BOUND, cleared).await.is_err() {
+        if tokio::time::timeout(CLEAR_BOUND, self.node.tables.cleared()).await.is_err() {
             tracing::warn!("the cluster's networks are not removed yet");
         }
     }

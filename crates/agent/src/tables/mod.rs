@@ -48,6 +48,8 @@ struct Wishes {
     marks: BTreeMap<EndpointId, Mark>,
     /// Networks to look at again.
     dirty: BTreeSet<NetworkId>,
+    /// Networks being looked at.
+    at_work: BTreeSet<NetworkId>,
 }
 
 /// One network as it is to be.
@@ -62,6 +64,8 @@ pub(crate) struct Tables {
     wishes: std::sync::Mutex<Wishes>,
     wake: Notify,
     in_force: watch::Sender<InForce>,
+    /// Changes whenever a network has been looked at.
+    progress: watch::Sender<()>,
 }
 
 /// A network that could not be brought into force, and is left alone for a while.
@@ -95,9 +99,10 @@ impl Tables {
             stored.into_iter().map(|table| (table.network.clone(), Arc::new(table))).collect();
         let dirty = tables.keys().cloned().collect();
         Self {
-            wishes: std::sync::Mutex::new(Wishes { tables, marks: BTreeMap::new(), dirty }),
+            wishes: std::sync::Mutex::new(Wishes { tables, dirty, ..Wishes::default() }),
             wake: Notify::new(),
             in_force: watch::Sender::default(),
+            progress: watch::Sender::default(),
         }
     }
 
@@ -184,6 +189,17 @@ impl Tables {
         self.in_force.subscribe()
     }
 
+    /// Returns when no table is wanted, and nothing is left of any in kernel and resolver.
+    pub(crate) async fn cleared(&self) {
+        let mut progress = self.progress.subscribe();
+        while !self.is_clear() && progress.changed().await.is_ok() {}
+    }
+
+    fn is_clear(&self) -> bool {
+        let wishes = lock(&self.wishes);
+        wishes.tables.is_empty() && wishes.dirty.is_empty() && wishes.at_work.is_empty()
+    }
+
     /// Brings what is wanted into force until cancelled.
     pub(crate) async fn run(&self, effects: &Effects, closing: CancellationToken) {
         let mut held = self.sweep(effects).await;
@@ -245,15 +261,25 @@ impl Tables {
                 tracing::warn!(%network, %error, "network table not in force yet, trying again");
                 let failure = Failure::after(failures.get(&network).copied(), Instant::now());
                 failures.insert(network.clone(), failure);
-                lock(&self.wishes).dirty.insert(network);
+                self.done(network, false);
                 continue;
             }
             failures.remove(&network);
             if wish.is_none() {
                 held.remove(&network);
             }
-            self.publish(network, wish.map(|wish| wish.served));
+            self.publish(network.clone(), wish.map(|wish| wish.served));
+            self.done(network, true);
         }
+    }
+
+    fn done(&self, network: NetworkId, well: bool) {
+        let mut wishes = lock(&self.wishes);
+        wishes.at_work.remove(&network);
+        if !well {
+            wishes.dirty.insert(network);
+        }
+        self.progress.send_replace(());
     }
 
     /// The networks to look at as they are to be, and this node's dead endpoints. Of those that
@@ -264,7 +290,7 @@ impl Tables {
         now: Instant,
     ) -> (Vec<(NetworkId, Option<Wish>)>, BTreeSet<EndpointId>) {
         let mut wishes = lock(&self.wishes);
-        let Wishes { tables, marks, dirty } = &mut *wishes;
+        let Wishes { tables, marks, dirty, at_work } = &mut *wishes;
         marks
             .retain(|id, mark| !mark.orphan || tables.values().any(|table| table.endpoints.contains_key(id)));
         let withdrawn: BTreeSet<EndpointId> = marks.keys().cloned().collect();
@@ -280,6 +306,7 @@ impl Tables {
         let retried = failed.iter().filter(|network| due(network) <= Some(now)).min_by_key(due).cloned();
         dirty.extend(failed.into_iter().filter(|network| Some(network) != retried.as_ref()));
         networks.extend(retried);
+        at_work.extend(networks.iter().cloned());
         for network in networks.iter().filter(|network| !tables.contains_key(*network)) {
             // Under the lock: nobody may still count on a network whose removal begins.
             self.publish(network.clone(), None);
@@ -411,74 +438,4 @@ pub(crate) fn port_keys(table: &NetworkTable) -> BTreeSet<PortKey> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing;
-
-    /// A task assigned while its network is being taken away must wait until it is there again.
-    #[test]
-    fn a_network_whose_removal_has_begun_is_not_counted_on() {
-        let table = testing::table("n1", 3);
-        let network = table.network.clone();
-        let tables = Tables::new(vec![table.clone()]);
-        let ready = |tables: &Tables| tables.are_ready(std::iter::once(&network));
-        assert!(!ready(&tables), "stored, but not in force");
-        tables.publish(network.clone(), Some(Arc::new(table.clone())));
-        assert!(ready(&tables));
-
-        tables.remove(&network);
-        assert!(!ready(&tables), "on its way out");
-        let (wishes, _) = tables.take(&Failures::new(), Instant::now());
-        assert!(wishes.iter().all(|(_, wish)| wish.is_none()));
-        tables.put(table.clone());
-        assert!(!ready(&tables), "wanted again, but its removal has begun");
-
-        let mut changes = tables.in_force();
-        changes.mark_unchanged();
-        tables.publish(network.clone(), Some(Arc::new(table.clone())));
-        assert!(ready(&tables) && changes.has_changed().unwrap());
-
-        // Taken away and wanted again before anything was done about it: nothing changes in force,
-        // but who has seen it leave is woken.
-        tables.remove(&network);
-        changes.mark_unchanged();
-        tables.put(table);
-        assert!(ready(&tables) && changes.has_changed().unwrap());
-    }
-
-    #[test]
-    fn an_orphans_mark_lasts_until_the_tables_let_go_of_it() {
-        let mut table = testing::table("n1", 3);
-        let endpoint = EndpointId::new("t1");
-        table.endpoints.insert(endpoint.clone(), testing::endpoint("node1", "10.0.1.5/24"));
-        table.services.insert(shoal_model::ServiceId::new("s"), testing::service("web", None, &["t1"]));
-        let tables = Tables::new(vec![table.clone()]);
-        tables.mark(endpoint.clone(), Some(Mark { dead: true, orphan: true }));
-        let (wishes, dead) = tables.take(&Failures::new(), Instant::now());
-        let served = &wishes[0].1.as_ref().unwrap().served;
-        assert!(served.services.values().all(|service| service.backends.is_empty()));
-        assert!(dead.contains(&endpoint));
-        table.endpoints.clear();
-        tables.put(table);
-        assert!(tables.take(&Failures::new(), Instant::now()).1.is_empty());
-        assert!(lock(&tables.wishes).marks.is_empty());
-    }
-
-    #[test]
-    fn a_network_that_fails_keeps_no_other_waiting() {
-        let tables = Tables::new(["bad", "good", "worse"].map(|id| testing::table(id, 1)).into());
-        let now = Instant::now();
-        let once = Failure::after(None, now);
-        let again = Failure::after(Some(once), now);
-        assert!(again.not_before > once.not_before);
-        let failures = Failures::from([(NetworkId::new("bad"), once), (NetworkId::new("worse"), again)]);
-        let taken = |at| -> Vec<String> {
-            tables.take(&failures, at).0.into_iter().map(|(network, _)| network.to_string()).collect()
-        };
-        assert_eq!(taken(now), ["good"]);
-        assert!(taken(now).is_empty());
-        tables.put(testing::table("good", 2));
-        assert_eq!(taken(again.not_before), ["good", "bad"], "one of the failed, after all others");
-        assert_eq!(taken(again.not_before), ["worse"]);
-    }
-}
+mod tests;
