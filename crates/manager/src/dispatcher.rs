@@ -6,6 +6,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -33,6 +34,8 @@ const EVENTS_MAX: usize = 1024;
 const STATUSES_MAX: usize = 1024;
 /// Reports are gathered so long before they are committed together.
 const STATUS_BATCH: Duration = Duration::from_millis(10);
+/// Reports that could not be committed are tried again after this time.
+const STATUS_RETRY: Duration = Duration::from_secs(1);
 /// Sessions get so long to end when the manager stops.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -220,39 +223,72 @@ fn take(
     }
 }
 
-/// Commits the nodes' reports in batches.
+/// The newest status of each task, by the node that reported it.
+type Waiting = BTreeMap<(NodeId, TaskId), TaskStatus>;
+
+/// Commits the nodes' reports in batches. What cannot be stored waits and is tried again: a node says
+/// it once in a session only.
 async fn write_statuses(shared: Arc<Shared>, mut reports: mpsc::Receiver<Report>) {
+    let mut waiting = Waiting::new();
+    let mut pause = STATUS_BATCH;
     loop {
-        let mut batch = Vec::new();
+        if waiting.is_empty() {
+            tokio::select! {
+                report = reports.recv() => match report {
+                    Some(report) => gather(&mut waiting, report),
+                    None => return,
+                },
+                () = shared.stop.cancelled() => return,
+            }
+        }
         tokio::select! {
-            count = reports.recv_many(&mut batch, STATUSES_MAX) => if count == 0 { return },
+            () = tokio::time::sleep(pause) => {}
             () = shared.stop.cancelled() => return,
         }
-        tokio::time::sleep(STATUS_BATCH).await;
         while let Ok(report) = reports.try_recv() {
-            batch.push(report);
+            gather(&mut waiting, report);
         }
         let written = shared
             .transact(|draft, _, _| {
-                batch.iter().for_each(|report| advance(draft, report));
+                waiting.iter().for_each(|((node, task), status)| advance(draft, node, task, status));
                 Ok::<(), Error>(())
             })
             .await;
-        if let Err(error) = written {
-            tracing::error!(%error, reports = batch.len(), "task statuses were not stored");
+        pause = match written {
+            Ok(()) => {
+                waiting.clear();
+                STATUS_BATCH
+            }
+            Err(error) => {
+                tracing::error!(%error, tasks = waiting.len(), "task statuses are not stored yet, trying again");
+                STATUS_RETRY
+            }
+        };
+    }
+}
+
+fn gather(waiting: &mut Waiting, report: Report) {
+    let Report { node, task, status } = report;
+    match waiting.entry((node, task)) {
+        Entry::Vacant(first) => {
+            first.insert(status);
+        }
+        // One that would go back in life says nothing.
+        Entry::Occupied(mut present) => {
+            present.get_mut().advance(&status);
         }
     }
 }
 
 /// A node speaks for its own tasks only.
-fn advance(draft: &mut crate::draft::Draft, report: &Report) {
-    let Some(task) = draft.state().task(&report.task) else { return };
-    if task.node.as_ref() != Some(&report.node) {
-        tracing::warn!(node = %report.node, task = %report.task, "report on a task of another node ignored");
+fn advance(draft: &mut crate::draft::Draft, node: &NodeId, id: &TaskId, status: &TaskStatus) {
+    let Some(task) = draft.state().task(id) else { return };
+    if task.node.as_ref() != Some(node) {
+        tracing::warn!(%node, task = %id, "report on a task of another node ignored");
         return;
     }
     let mut task = shoal_model::Task::clone(task);
-    if task.status.advance(&report.status) {
+    if task.status.advance(status) {
         draft.put(shoal_model::Object::Task(task));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -13,11 +15,14 @@ use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
 use shoal_protocol::session::*;
 use shoal_protocol::{decode, encode};
+use shoal_store::{CommitError, Embedded, Error as StoreError, Expect, Fence, Record, Store, Watch, Write};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::{Report, write_statuses};
+use crate::leader::{Shared, follow, load};
 use crate::plan::tests::spec;
 use crate::{InitOptions, Manager, ManagerConfig};
 
@@ -233,6 +238,72 @@ async fn a_task_lives_drains_and_is_forgotten_through_the_session() {
     node.say(Up::TableRequest(TableRequest { network_id: net.to_string() })).await;
     node.until(|node| node.snapshots == snapshots + 1).await;
     manager.shutdown().await;
+}
+
+/// A store whose next commits fail.
+struct Faulty {
+    store: Embedded,
+    failures: AtomicUsize,
+}
+
+#[tonic::async_trait]
+impl Store for Faulty {
+    async fn list(&self, prefix: &str) -> Result<(u64, Vec<Record>), StoreError> {
+        self.store.list(prefix).await
+    }
+
+    fn watch(&self, prefix: &str, after: u64) -> Watch {
+        self.store.watch(prefix, after)
+    }
+
+    async fn commit(&self, expect: Vec<Expect>, writes: Vec<Write>) -> Result<u64, CommitError> {
+        let left = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match left {
+            Ok(_) => Err(CommitError::Store(StoreError::Failed("no space left on device".into()))),
+            Err(_) => self.store.commit(expect, writes).await,
+        }
+    }
+
+    async fn campaign(&self, name: &str, ttl: Duration) -> Result<Fence, StoreError> {
+        self.store.campaign(name, ttl).await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.store.close().await
+    }
+}
+
+#[tokio::test]
+async fn statuses_that_could_not_be_stored_are_stored_later() {
+    let host = host().await;
+    let _node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
+    host.manager.create_service(spec("web", 1, &[])).await.unwrap();
+    let task = || host.manager.state().tasks().find(|task| task.node.is_some()).cloned();
+    until(&host.manager, || task().is_some()).await;
+    let id = task().unwrap().id.clone();
+    host.manager.shutdown().await;
+
+    let store = Embedded::open(&host.config.store).await.unwrap();
+    let store = Arc::new(Faulty { store, failures: AtomicUsize::new(1) });
+    let fence = store.campaign("manager", PATIENCE).await.unwrap();
+    let state = load(&*store).await.unwrap();
+    let shared = Shared::new(store.clone(), fence, state);
+    let (statuses, reports) = mpsc::channel(4);
+    let following = tokio::spawn(follow(shared.clone()));
+    let writing = tokio::spawn(write_statuses(shared.clone(), reports));
+    for state in [TaskState::Starting, TaskState::Running] {
+        let status = TaskStatus::new(state, Timestamp::now(), "step");
+        let report = Report { node: host.node.clone(), task: id.clone(), status };
+        assert!(statuses.send(report).await.is_ok());
+    }
+    let mut states = shared.states();
+    let stored = states.wait_for(|state| state.task(&id).is_some_and(|task| task.is_serving()));
+    tokio::time::timeout(PATIENCE, stored).await.expect("stored in time").unwrap();
+    assert_eq!(store.failures.load(Ordering::SeqCst), 0, "the first commit failed");
+    shared.stop.cancel();
+    writing.await.unwrap();
+    following.await.unwrap();
+    store.close().await.unwrap();
 }
 
 #[tokio::test]
