@@ -127,13 +127,14 @@ impl Hub {
     }
 
     /// The networks each connected node is to have tables of: those its tasks are on, and the ingress
-    /// network.
+    /// network. The last task's end does not end it: the node goes on using the table it has until it
+    /// acknowledges the one without the endpoint, and only then is the task's address let go of.
     fn subscriptions(&self, state: &State) -> BTreeMap<NodeId, BTreeSet<NetworkId>> {
         let ingress = state.ingress_network().map(|network| network.id.clone());
         let of = |node: &NodeId| {
-            let live = state.node_tasks(node).filter(|task| !task.status.state.is_terminal());
+            let present = state.node_tasks(node).filter(|task| !task.released);
             let networks =
-                live.flat_map(|task| &task.attachments).map(|attachment| attachment.network.clone());
+                present.flat_map(|task| &task.attachments).map(|attachment| attachment.network.clone());
             networks.chain(ingress.clone()).collect()
         };
         self.sessions.keys().map(|node| (node.clone(), of(node))).collect()

@@ -240,6 +240,27 @@ async fn a_task_lives_drains_and_is_forgotten_through_the_session() {
     manager.shutdown().await;
 }
 
+#[tokio::test]
+async fn a_table_stays_until_the_end_of_the_nodes_last_task_is_acknowledged() {
+    let host = host().await;
+    let manager = &host.manager;
+    let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
+    let net = create_network(manager).await;
+    let mut declared = spec("once", 1, &[&net]);
+    declared.task.restart.condition = RestartCondition::None;
+    manager.create_service(declared).await.unwrap();
+    node.until(|node| node.tasks.len() == 1).await;
+    node.ack_all().await;
+    let id = node.tasks.keys().next().unwrap().clone();
+    node.report(&id, TaskState::Failed).await;
+    node.until(|node| node.tables[&net].endpoints.is_empty()).await;
+    assert!(!manager.state().task(&id).unwrap().released);
+    node.ack_all().await;
+    node.until(|node| !node.tables.contains_key(&net)).await;
+    assert!(manager.state().task(&id).unwrap().released);
+    manager.shutdown().await;
+}
+
 /// A store whose next commits fail.
 struct Faulty {
     store: Embedded,
