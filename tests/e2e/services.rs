@@ -117,6 +117,25 @@ fn health_decides_who_is_found_and_who_is_replaced() {
 }
 
 #[test]
+fn a_restarted_daemon_trusts_no_task_that_was_never_healthy() {
+    let mut node = Node::cluster();
+    node.network("mynet");
+    let client = node.service("client", 1, &["--network", "mynet"], &["idle"])[0].netns();
+    let flags = ["--network", "mynet", "--health-cmd", "false", "--health-interval", "200ms"];
+    let start_period = ["--health-start-period", "600s"];
+    node.service("web", 1, &[&flags[..], &start_period].concat(), &["idle"]);
+    node.kill_daemon();
+    node.start_daemon();
+    wait_until(PATIENCE, "it is probed again", || {
+        let shown = node.docker(&["ps", "--format", "{{.Names}} {{.Status}}"]).ok();
+        if shown.contains("(health: starting)") { Ok(()) } else { Err(shown) }
+    });
+    assert!(ps(&node, "web").contains("Starting"), "{}", ps(&node, "web"));
+    node.resolves(&client, "tasks.web", vec![]);
+    node.finish();
+}
+
+#[test]
 fn a_stuck_task_says_why() {
     let node = Node::cluster();
     node.network("mynet");
