@@ -1,8 +1,11 @@
 //! Removing tasks under load: no connection refused, none reset.
 
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 use shoal_e2e::load::Load;
 use shoal_e2e::web::{fetch, fetch_over};
-use shoal_e2e::{NODE, Node, PATIENCE, wait_until};
+use shoal_e2e::{NODE, Node, PATIENCE, process, wait_until};
 
 fn more(load: &Load, operations: u64) {
     let before = load.done();
@@ -36,6 +39,37 @@ fn scaling_down_under_load_fails_no_connection() {
     let (inside, outside) = (inside.stop(), outside.stop());
     inside.assert_clean(50);
     outside.assert_clean(25);
+    node.finish();
+}
+
+/// While a node has not acknowledged that a task left its tables, connections may still be led to the
+/// task: it is not told to stop. The resolver held still keeps this node from acknowledging.
+#[test]
+fn a_task_is_not_stopped_before_every_table_let_it_go() {
+    let node = Node::cluster();
+    node.network("appnet");
+    node.service("app", 2, &["--network", "appnet"], &["serve"]);
+    let client = node.service("client", 1, &["--network", "appnet"], &["idle"])[0].netns();
+    let vip = node.vip("app");
+    let ask = || client.run(move || fetch((vip, 80), "/index.html"));
+    wait_until(PATIENCE, "the service answers", || ask().map(drop));
+    let resolver = node.helpers("resolver");
+    assert_eq!(resolver.len(), 1);
+    process::signal(resolver[0], Signal::SIGSTOP);
+    node.docker(&["service", "scale", "-d", "app=1"]).ok();
+    // Well below the bound of five seconds, well above what a stop takes.
+    let held = Instant::now();
+    while held.elapsed() < Duration::from_secs(3) {
+        ask().unwrap_or_else(|error| panic!("{error} after {:?}", held.elapsed()));
+        let running = node.containers("app").len();
+        assert!(
+            running == 2 || held.elapsed() > Duration::from_secs(3),
+            "stopped after {:?}",
+            held.elapsed()
+        );
+    }
+    process::signal(resolver[0], Signal::SIGCONT);
+    node.running("app", 1);
     node.finish();
 }
 

@@ -9,8 +9,9 @@ use shoal_e2e::{Container, Netns, Node, PATIENCE, wait_until};
 
 const PORT: u16 = 5000;
 
-/// A TCP and a UDP server in a task's namespace that say which task they are.
-fn serve_name(task: &Container) {
+/// A TCP and a UDP server in a task's namespace that say which task they are. With `hold`, they never
+/// close a connection.
+fn serve_name(task: &Container, hold: bool) {
     let name = task.name.clone();
     let (tcp, udp) = task
         .netns()
@@ -23,18 +24,26 @@ fn serve_name(task: &Container) {
         }
     });
     std::thread::spawn(move || {
+        let mut open = Vec::new();
         for mut stream in tcp.incoming().flatten() {
             let _ = std::io::Write::write_all(&mut stream, name.as_bytes());
+            if hold {
+                open.push(stream);
+            }
         }
     });
 }
 
 /// A cluster with `back` (two tasks that serve their names), a client beside it, and the VIP.
 fn balanced() -> (Node, Vec<Container>, Netns, Ipv4Addr) {
+    balanced_by(false)
+}
+
+fn balanced_by(hold: bool) -> (Node, Vec<Container>, Netns, Ipv4Addr) {
     let node = Node::cluster();
     node.network("mynet");
     let tasks = node.service("back", 2, &["--network", "mynet"], &["idle"]);
-    tasks.iter().for_each(serve_name);
+    tasks.iter().for_each(|task| serve_name(task, hold));
     let client = node.service("client", 1, &["--network", "mynet"], &["idle"])[0].netns();
     let vip = node.vip("back");
     node.resolves(&client, "tasks.back", tasks.iter().map(|task| task.address("mynet").into()).collect());
@@ -124,7 +133,7 @@ fn a_service_without_a_healthy_task_refuses_at_once() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     });
     node.docker(&["service", "scale", "-d", "back=1"]).ok();
-    serve_name(&node.running("back", 1)[0]);
+    serve_name(&node.running("back", 1)[0], false);
     wait_until(PATIENCE, "the service answers again", || {
         client.run(move || ask_tcp((vip, PORT).into()).map(drop))
     });
@@ -142,7 +151,7 @@ fn a_virtual_address_answers_ping() {
 
 #[test]
 fn only_members_of_a_network_reach_its_services() {
-    let (node, tasks, _, vip) = balanced();
+    let (node, tasks, client, vip) = balanced();
     node.network("othernet");
     let stranger = node.service("stranger", 1, &["--network", "othernet"], &["idle"])[0].netns();
     let direct = tasks[0].address("mynet");
@@ -151,6 +160,20 @@ fn only_members_of_a_network_reach_its_services() {
             stranger.run(move || TcpStream::connect_timeout(&(address, PORT).into(), Duration::from_secs(2)));
         assert!(answer.is_err(), "a stranger reached {address}");
     }
+    // Nor is its socket led to a task: what the kernel holds as the peer is what was asked for. A
+    // connected UDP socket shows that without a packet on the way.
+    let peers = |netns: &Netns| {
+        netns.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect((vip, PORT)).unwrap();
+            std::fs::read_to_string("/proc/thread-self/net/udp").unwrap()
+        })
+    };
+    // As /proc/net/udp has it: hexadecimal, the address in the byte order of the machine.
+    let held = |address: Ipv4Addr| format!("{:08X}:{PORT:04X}", u32::from_ne_bytes(address.octets()));
+    assert!(peers(&stranger).contains(&held(vip)), "{}", peers(&stranger));
+    let member = peers(&client);
+    assert!(tasks.iter().any(|task| member.contains(&held(task.address("mynet")))), "{member}");
     node.finish();
 }
 
@@ -167,7 +190,7 @@ fn a_task_may_be_its_own_services_client() {
 
 #[test]
 fn clients_of_a_dead_task_are_let_go() {
-    let (node, tasks, client, vip) = balanced();
+    let (node, tasks, client, vip) = balanced_by(true);
     let held = client.run(move || {
         (0..40)
             .map(|_| {
@@ -183,9 +206,14 @@ fn clients_of_a_dead_task_are_let_go() {
     let survivor = tasks[1].name.clone();
     wait_until(PATIENCE, "new connections reach live tasks only", || {
         let survivor = survivor.clone();
+        let text = |error: std::io::Error| error.to_string();
         client.run(move || {
             for _ in 0..40 {
-                let (name, _) = ask_tcp((vip, PORT).into())?;
+                let mut stream =
+                    TcpStream::connect_timeout(&(vip, PORT).into(), Duration::from_secs(5)).map_err(text)?;
+                let mut name = [0; 256];
+                let length = stream.read(&mut name).map_err(text)?;
+                let name = String::from_utf8_lossy(&name[..length]).into_owned();
                 if name != survivor {
                     return Err(name);
                 }
@@ -193,6 +221,14 @@ fn clients_of_a_dead_task_are_let_go() {
             Ok(())
         })
     });
-    drop(held);
+    // Its sockets live on in this test, so no FIN tells its clients: the node has to let them go. A
+    // connection to the survivor stays, and its reader goes on waiting.
+    for (name, mut stream) in held {
+        if name == tasks[0].name {
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let error = stream.read(&mut [0]).err().map(|error| error.kind());
+            assert_eq!(error, Some(std::io::ErrorKind::ConnectionAborted));
+        }
+    }
     node.finish();
 }
