@@ -113,7 +113,7 @@ fn reverse_names_and_unknown_names() {
 #[test]
 fn a_dead_upstream_hurts_only_outside_names() {
     let Named { node, client, vip, .. } = named();
-    node.world.disconnect();
+    node.world.disconnect(node.number);
     let answer = client.run(|| ask(OUTSIDE_NAME, A, Transport::Udp)).unwrap();
     assert_eq!(answer.rcode, SERVFAIL);
     node.resolves(&client, "web", vec![vip]);

@@ -199,6 +199,7 @@ fn remove_snapshots(node: &Node) {
 #[cfg(test)]
 mod tests {
     use std::process::Stdio;
+    use std::sync::Arc;
 
     use nix::mount::{MsFlags, mount};
 
@@ -208,7 +209,7 @@ mod tests {
     /// A check that finds nothing proves nothing until it was seen to find something.
     #[test]
     fn every_kind_of_trace_is_found() {
-        let node = Node::bare(NodeOptions::default());
+        let node = Node::bare(Arc::default(), 1, NodeOptions::default());
         assert_eq!(traces(&node, &[]), Vec::<String>::new(), "a node that never ran");
 
         node.netns.ip(&["link", "add", "left", "type", "bridge"]);

@@ -2,8 +2,9 @@
 //!
 //! A [`World`] is a network namespace without a way out that plays "everything outside": a DNS server,
 //! a web server, clients. A [`Node`] is a daemon in a namespace of its own, one veth away from its
-//! world, with its own directories and containerd namespace. Nothing is shared between tests, nothing
-//! of the machine is touched, and [`Node::finish`] proves that nothing is left.
+//! world's bridge, with its own directories and containerd namespace. A [`Cluster`] is several nodes of
+//! one world, whose links can be cut. Nothing is shared between tests, nothing of the machine is
+//! touched, and [`Node::finish`] and [`Cluster::finish`] prove that nothing is left.
 //!
 //! Clients inside containers are mostly threads of the test that enter a task's network namespace:
 //! the kernel then treats their sockets exactly as the task's own.
@@ -11,6 +12,7 @@
 // A failed step of a test is a panic that names it.
 #![allow(clippy::unwrap_used)]
 
+mod cluster;
 pub mod dns;
 pub mod image;
 mod leaks;
@@ -23,9 +25,10 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+pub use cluster::Cluster;
 pub use netns::Netns;
 pub use node::{Container, Node, NodeOptions, shoal};
-pub use world::{CLIENT, DNS_SERVER, GATEWAY, NODE, OUTSIDE, OUTSIDE_NAME, World};
+pub use world::{CLIENT, DNS_SERVER, GATEWAY, NODE, OUTSIDE, OUTSIDE_NAME, World, node_address};
 
 /// Long enough for anything that works on a busy machine; a wait that needs it has failed anyway.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! A daemon in a world of its own.
+//! A daemon in a namespace of its own.
 
 mod client;
 mod processes;
@@ -6,10 +6,11 @@ mod processes;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::{DNS_SERVER, NODE, Netns, PATIENCE, World, wait_until};
+use crate::{DNS_SERVER, Netns, PATIENCE, World, node_address, wait_until};
 
 /// What a test may want different.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ impl Default for NodeOptions {
 /// A running container as `docker inspect` tells it.
 #[derive(Debug, Clone)]
 pub struct Container {
+    /// The number of its node.
+    pub node: u8,
     pub id: String,
     pub name: String,
     pub pid: u32,
@@ -52,8 +55,10 @@ impl Container {
 }
 
 pub struct Node {
-    pub world: World,
+    pub world: Arc<World>,
     pub netns: Netns,
+    /// Which of its world's nodes it is, from 1; decides its address.
+    pub number: u8,
     pub options: NodeOptions,
     pub(crate) directory: tempfile::TempDir,
     pub(crate) containerd_namespace: String,
@@ -69,7 +74,12 @@ impl Node {
     }
 
     pub fn start_with(options: NodeOptions) -> Self {
-        let mut node = Self::bare(options);
+        Self::start_in(Arc::default(), 1, options)
+    }
+
+    /// The Nth node of a world.
+    pub fn start_in(world: Arc<World>, number: u8, options: NodeOptions) -> Self {
+        let mut node = Self::bare(world, number, options);
         if node.options.own_containerd {
             node.start_containerd();
         }
@@ -77,11 +87,10 @@ impl Node {
         node
     }
 
-    /// The world and the directories of a node, with nothing running.
-    pub(crate) fn bare(options: NodeOptions) -> Self {
-        let world = World::new();
+    /// The namespace and the directories of a node, with nothing running.
+    pub(crate) fn bare(world: Arc<World>, number: u8, options: NodeOptions) -> Self {
         let netns = Netns::new();
-        world.connect(&netns);
+        world.connect(&netns, number);
         let directory = tempfile::Builder::new().prefix("shoal-e2e-").tempdir_in("/tmp").unwrap();
         let suffix = directory.path().file_name().unwrap().to_str().unwrap().to_owned();
         std::fs::write(directory.path().join("resolv.conf"), format!("nameserver {DNS_SERVER}\n")).unwrap();
@@ -89,6 +98,7 @@ impl Node {
         Self {
             world,
             netns,
+            number,
             options,
             directory,
             containerd_namespace: suffix.to_lowercase(),
@@ -105,9 +115,19 @@ impl Node {
 
     pub fn cluster_with(options: NodeOptions) -> Self {
         let node = Self::start_with(options);
-        node.docker(&["swarm", "init", "--advertise-addr", &NODE.to_string()]).ok();
+        node.init();
         node.import_busybox();
         node
+    }
+
+    /// Begins a cluster.
+    pub fn init(&self) {
+        self.docker(&["swarm", "init", "--advertise-addr", &self.address().to_string()]).ok();
+    }
+
+    /// Its own address, on its `eth0`.
+    pub fn address(&self) -> Ipv4Addr {
+        node_address(self.number)
     }
 
     // === places ===
@@ -150,7 +170,11 @@ impl Node {
         const LINES: usize = 40;
         let text = std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        format!("--- daemon log ---\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
+        format!(
+            "--- daemon log of {} ---\n{}",
+            self.options.name,
+            lines[lines.len().saturating_sub(LINES)..].join("\n")
+        )
     }
 
     /// Removes everything a user can remove, leaves the cluster, stops the daemon; then nothing of the
@@ -161,11 +185,17 @@ impl Node {
         }
         self.tables_are_true();
         self.remove_all();
+        self.leave();
+        self.end();
+    }
+
+    /// The end of a node that left its cluster: after its daemon stopped, nothing may be left.
+    pub(crate) fn end(&mut self) {
         let programs = crate::leaks::programs(&self.tag());
         self.stop_daemon();
-        crate::leaks::assert_clean(&self, &programs);
+        crate::leaks::assert_clean(self, &programs);
         self.shoal_local("reset").ok();
-        crate::leaks::assert_reset(&self);
+        crate::leaks::assert_reset(self);
         self.finished = true;
     }
 
@@ -177,26 +207,41 @@ impl Node {
         self.finished = true;
     }
 
-    fn remove_all(&self) {
+    /// Removes what a user made in the cluster; nothing on a node that manages none.
+    pub(crate) fn remove_all(&self) {
         let services = self.docker(&["service", "ls", "-q"]);
-        if services.code == 0 {
-            for service in services.stdout.lines() {
-                self.docker(&["service", "rm", service]).ok();
+        if services.code != 0 {
+            return;
+        }
+        for service in services.stdout.lines() {
+            self.docker(&["service", "rm", service]).ok();
+        }
+        self.has_no_container();
+        let networks = self.docker(&["network", "ls", "-q", "--filter", "driver=overlay"]).ok();
+        for network in networks.lines() {
+            if self.inspect("network", network)["Ingress"] == true {
+                continue;
             }
-            wait_until(PATIENCE, "every container is gone", || {
-                let left = self.docker(&["ps", "-a", "-q"]).ok();
-                if left.is_empty() { Ok(()) } else { Err(format!("{left}\n{}", self.log_tail())) }
+            wait_until(PATIENCE, "the network can be removed", || {
+                let removed = self.docker(&["network", "rm", network]);
+                if removed.code == 0 { Ok(()) } else { Err(removed.to_string()) }
             });
-            let networks = self.docker(&["network", "ls", "-q", "--filter", "driver=overlay"]).ok();
-            for network in networks.lines() {
-                if self.inspect("network", network)["Ingress"] == true {
-                    continue;
-                }
-                wait_until(PATIENCE, "the network can be removed", || {
-                    let removed = self.docker(&["network", "rm", network]);
-                    if removed.code == 0 { Ok(()) } else { Err(removed.to_string()) }
-                });
-            }
+        }
+    }
+
+    /// Waits until every container of this node is gone.
+    #[track_caller]
+    pub fn has_no_container(&self) {
+        wait_until(PATIENCE, "every container is gone", || {
+            let left = self.docker(&["ps", "-a", "-q"]).ok();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left}\n{}", self.log_tail())) }
+        });
+    }
+
+    /// Leaves the cluster, if it is in one.
+    pub(crate) fn leave(&self) {
+        let state = self.docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"]).ok();
+        if state.trim() != "inactive" {
             self.docker(&["swarm", "leave", "--force"]).ok();
         }
     }
@@ -205,8 +250,9 @@ impl Node {
 /// The binary under test, built by the same profile as this test.
 pub fn shoal() -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    let directory = own.parent().filter(|path| path.ends_with("deps")).and_then(Path::parent);
-    let path = directory.unwrap_or(Path::new(".")).join("shoal");
+    let beside = own.parent().unwrap_or(Path::new("."));
+    let directory = if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside };
+    let path = directory.join("shoal");
     assert!(path.exists(), "{} is missing: run `cargo build --release --workspace` first", path.display());
     path
 }

@@ -1,4 +1,5 @@
-//! Everything outside a node: a DNS server, a web server, clients. One namespace, no way out of it.
+//! Everything outside the nodes: a DNS server, a web server, clients, and the bridge that joins the
+//! nodes. One namespace, no way out of it.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use crate::Netns;
 use crate::dns::{Stub, bind};
 
-/// The node's own address, on its `eth0`.
-pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
-/// The world's end of that link, the node's default gateway.
+/// The address of a world's first node, on its `eth0`; the others follow.
+pub const NODE: Ipv4Addr = node_address(1);
+/// The world's own address on the bridge, every node's default gateway.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// A client that reaches the node through the gateway.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
@@ -19,6 +20,21 @@ pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 pub const OUTSIDE_NAME: &str = "www.outside.example";
 /// The outside DNS server.
 pub const DNS_SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
+
+/// Joins the nodes' links.
+const BRIDGE: &str = "nodes";
+/// Set, so that it does not change with the links that come and go.
+const BRIDGE_MAC: &str = "02:00:c0:00:02:01";
+
+/// The address of a world's Nth node, counted from 1.
+pub const fn node_address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, 9 + number)
+}
+
+/// The world's end of a node's link.
+fn port(number: u8) -> String {
+    format!("node{number}")
+}
 
 /// The names that reached the outside DNS server.
 type Asked = Arc<Mutex<Vec<String>>>;
@@ -34,27 +50,39 @@ impl World {
         for address in [CLIENT, OUTSIDE, DNS_SERVER] {
             netns.ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
         }
+        netns.ip(&["link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge"]);
+        netns.ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", BRIDGE]);
+        netns.ip(&["link", "set", BRIDGE, "up"]);
         let world = Self { netns, asked: Asked::default() };
         world.serve_dns();
         world.serve_web();
         world
     }
 
-    /// Joins a node's namespace to the world: `eth0` there, address and default route set.
-    pub fn connect(&self, node: &Netns) {
-        let path = node.path();
+    /// Joins the namespace of the Nth node to the world: `eth0` there, address and default route set.
+    pub fn connect(&self, node: &Netns, number: u8) {
+        let (path, port) = (node.path(), port(number));
         let path = path.to_str().unwrap();
-        self.netns.ip(&["link", "add", "node", "type", "veth", "peer", "name", "eth0", "netns", path]);
-        self.netns.ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", "node"]);
-        self.netns.ip(&["link", "set", "node", "up"]);
-        node.ip(&["addr", "add", &format!("{NODE}/24"), "dev", "eth0"]);
+        self.netns.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", path]);
+        self.netns.ip(&["link", "set", &port, "master", BRIDGE, "up"]);
+        node.ip(&["addr", "add", &format!("{}/24", node_address(number)), "dev", "eth0"]);
         node.ip(&["link", "set", "eth0", "up"]);
         node.ip(&["route", "add", "default", "via", &GATEWAY.to_string()]);
     }
 
-    /// Cuts the node off.
-    pub fn disconnect(&self) {
-        self.netns.ip(&["link", "del", "node"]);
+    /// Takes the Nth node's link away, with its addresses and routes.
+    pub fn disconnect(&self, number: u8) {
+        self.netns.ip(&["link", "del", &port(number)]);
+    }
+
+    /// A partition: the Nth node hears nothing and is heard by nobody, and keeps all it has.
+    pub fn cut(&self, number: u8) {
+        self.netns.ip(&["link", "set", &port(number), "down"]);
+    }
+
+    /// Ends the partition.
+    pub fn restore(&self, number: u8) {
+        self.netns.ip(&["link", "set", &port(number), "up"]);
     }
 
     /// Names that the outside DNS server was asked for so far.
@@ -120,10 +148,12 @@ mod tests {
     use super::*;
     use crate::web::{fetch, fetch_over};
 
+    const BRIEFLY: std::time::Duration = std::time::Duration::from_millis(500);
+
     #[test]
     fn a_node_reaches_the_world_and_only_the_world() {
         let (world, node) = (World::new(), Netns::new());
-        world.connect(&node);
+        world.connect(&node, 1);
         assert_eq!(node.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), format!("outside saw {}", crate::NODE));
         let beyond = node.run(|| fetch((Ipv4Addr::new(192, 88, 99, 1), 80), "/"));
         assert!(beyond.is_err(), "{beyond:?}");
@@ -137,5 +167,22 @@ mod tests {
         let stream = world.connect_from_client((NODE, 80).into()).unwrap();
         assert_eq!(fetch_over(stream, "/").unwrap(), "fine");
         assert_eq!(accepted.join().unwrap(), CLIENT);
+    }
+
+    #[test]
+    fn nodes_reach_each_other_unless_cut() {
+        let (world, one, two) = (World::new(), Netns::new(), Netns::new());
+        world.connect(&one, 1);
+        world.connect(&two, 2);
+        let listener = two.run(|| TcpListener::bind((node_address(2), 80)).unwrap());
+        let reach = || one.run(|| TcpStream::connect_timeout(&(node_address(2), 80).into(), BRIEFLY));
+        reach().unwrap();
+        world.cut(2);
+        reach().unwrap_err();
+        world.restore(2);
+        crate::wait_until(crate::PATIENCE, "the link works again", || {
+            reach().map_err(|error| error.to_string())
+        });
+        drop(listener);
     }
 }

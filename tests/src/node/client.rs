@@ -98,6 +98,7 @@ impl Node {
             .into_iter()
             .flatten()
             .map(|detail| Container {
+                node: self.number,
                 id: detail["Id"].as_str().unwrap_or_default().to_owned(),
                 name: detail["Name"].as_str().unwrap_or_default().trim_start_matches('/').to_owned(),
                 pid: detail["State"]["Pid"].as_u64().unwrap_or(0) as u32,
@@ -130,10 +131,14 @@ impl Node {
     /// Creates a service without waiting for Docker's five quiet seconds, and waits for its containers.
     #[track_caller]
     pub fn service(&self, name: &str, replicas: usize, flags: &[&str], command: &[&str]) -> Vec<Container> {
+        self.create_service(name, replicas, flags, command);
+        self.running(name, replicas)
+    }
+
+    pub(crate) fn create_service(&self, name: &str, replicas: usize, flags: &[&str], command: &[&str]) {
         let count = replicas.to_string();
         let fixed = ["service", "create", "--detach", "--name", name, "--replicas", &count];
         self.docker(&[&fixed[..], flags, &["busybox"], command].concat()).ok();
-        self.running(name, replicas)
     }
 
     pub fn network(&self, name: &str) {

@@ -55,6 +55,10 @@ impl Node {
         if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
     }
 
+    pub fn daemon_runs(&self) -> bool {
+        self.daemon.is_some()
+    }
+
     pub fn daemon_pid(&self) -> u32 {
         self.daemon.as_ref().expect("the daemon runs").id()
     }
@@ -125,24 +129,47 @@ impl Node {
         containerd.wait().unwrap();
     }
 
-    /// What a reboot leaves: the data directory and containerd's root. Processes, namespaces, run
-    /// directory, mounts and pinned programs are gone.
-    pub fn reboot(&mut self) {
-        assert!(self.options.own_containerd, "a reboot ends containerd too");
+    /// A partition: nothing reaches this node's link any more, and nothing leaves by it.
+    pub fn cut(&self) {
+        self.world.cut(self.number);
+    }
+
+    pub fn restore(&self) {
+        self.world.restore(self.number);
+    }
+
+    /// Node loss: link, daemon, helpers and containers are gone at once.
+    pub fn lose(&mut self) {
+        self.cut();
         self.kill_daemon();
-        self.kill_containerd();
+        if self.containerd.is_some() {
+            self.kill_containerd();
+        }
         self.kill_everything();
+    }
+
+    /// A lost node is switched on again. It finds the data directory and containerd's root; processes,
+    /// namespaces, run directory, mounts and pinned programs are gone.
+    pub fn boot(&mut self) {
         crate::leaks::unmount_below(self.directory.path());
         for name in ["run", "containerd-state", "shoal.sock", "containerd.sock"] {
             let path = self.path(name);
             let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         }
         crate::leaks::unpin(&self.tag());
-        self.world.disconnect();
+        self.world.disconnect(self.number);
         self.netns = Netns::new();
-        self.world.connect(&self.netns);
-        self.start_containerd();
+        self.world.connect(&self.netns, self.number);
+        if self.options.own_containerd {
+            self.start_containerd();
+        }
         self.start_daemon();
+    }
+
+    pub fn reboot(&mut self) {
+        assert!(self.options.own_containerd, "a reboot ends containerd too");
+        self.lose();
+        self.boot();
     }
 
     /// Ends every process of this node: helpers, shims and what runs in their containers.
