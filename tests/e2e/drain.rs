@@ -19,7 +19,7 @@ fn scaling_down_under_load_fails_no_connection() {
     let node = Node::cluster();
     node.network("appnet");
     let flags = ["--network", "appnet", "--publish", "8000:80"];
-    node.service("app", 4, &flags, &["serve"]);
+    node.web("app", 4, &flags);
     let client = node.service("client", 1, &["--network", "appnet"], &["idle"])[0].netns();
     let vip = node.vip("app");
     wait_until(PATIENCE, "the service answers", || {
@@ -33,7 +33,7 @@ fn scaling_down_under_load_fails_no_connection() {
     for replicas in [1, 4, 2, 1] {
         more(&inside, 100);
         node.docker(&["service", "scale", "-d", &format!("app={replicas}")]).ok();
-        node.running("app", replicas);
+        node.serving("app", replicas);
     }
     more(&inside, 100);
     let (inside, outside) = (inside.stop(), outside.stop());
@@ -48,7 +48,7 @@ fn scaling_down_under_load_fails_no_connection() {
 fn a_task_is_not_stopped_before_every_table_let_it_go() {
     let node = Node::cluster();
     node.network("appnet");
-    node.service("app", 2, &["--network", "appnet"], &["serve"]);
+    node.web("app", 2, &["--network", "appnet"]);
     let client = node.service("client", 1, &["--network", "appnet"], &["idle"])[0].netns();
     let vip = node.vip("app");
     let ask = || client.run(move || fetch((vip, 80), "/index.html"));

@@ -9,7 +9,7 @@ use shoal_e2e::{NODE, Node, NodeOptions, PATIENCE, process, wait_until};
 fn busy(options: NodeOptions) -> Node {
     let node = Node::cluster_with(options);
     node.network("appnet");
-    node.service("app", 2, &["--network", "appnet", "--publish", "8000:80"], &["serve"]);
+    node.web("app", 2, &["--network", "appnet", "--publish", "8000:80"]);
     node.service("client", 1, &["--network", "appnet"], &["idle"]);
     works(&node);
     node

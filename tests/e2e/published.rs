@@ -13,7 +13,7 @@ const WHO: &str = "/cgi-bin/who";
 fn published() -> Node {
     let node = Node::cluster();
     node.network("appnet");
-    node.service("app", 2, &["--network", "appnet", "--publish", "8000:80"], &["serve"]);
+    node.web("app", 2, &["--network", "appnet", "--publish", "8000:80"]);
     wait_until(PATIENCE, "the port answers", || from_client(&node).map(drop));
     node
 }

@@ -141,6 +141,29 @@ impl Node {
         self.docker(&[&fixed[..], flags, &["busybox"], command].concat()).ok();
     }
 
+    /// A web service whose tasks count as running once they listen, so that whoever finds one is served.
+    #[track_caller]
+    pub fn web(&self, name: &str, replicas: usize, flags: &[&str]) -> Vec<Container> {
+        let probe = "wget -q -O /dev/null http://127.0.0.1/index.html";
+        let health = ["--health-cmd", probe, "--health-interval", "200ms"];
+        self.service(name, replicas, &[&health[..], flags].concat(), &["serve"]);
+        self.serving(name, replicas)
+    }
+
+    /// Waits until a service has exactly this many containers, and all pass their health check.
+    #[track_caller]
+    pub fn serving(&self, service: &str, count: usize) -> Vec<Container> {
+        wait_until(PATIENCE, &format!("{service} has {count} healthy containers"), || {
+            let found = self.containers(service);
+            let is_healthy = |one: &Container| one.detail["State"]["Health"]["Status"] == "healthy";
+            if found.len() == count && found.iter().all(is_healthy) {
+                return Ok(found);
+            }
+            let tasks = self.docker(&["service", "ps", "--no-trunc", service]);
+            Err(format!("{tasks}\n{}", self.log_tail()))
+        })
+    }
+
     pub fn network(&self, name: &str) {
         self.docker(&["network", "create", "-d", "overlay", name]).ok();
     }
