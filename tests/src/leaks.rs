@@ -123,7 +123,7 @@ fn pins(tag: &str) -> Vec<PathBuf> {
 }
 
 /// Removes what a reboot would: pins do not survive it.
-pub(crate) fn unpin(tag: &str) {
+pub fn unpin(tag: &str) {
     for path in pins(tag) {
         let _ = std::fs::remove_dir_all(path);
     }
@@ -136,7 +136,8 @@ fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     places.filter(|place| place.starts_with(directory)).collect()
 }
 
-pub(crate) fn unmount_below(directory: &Path) {
+/// Takes away what a reboot would: mounts do not survive it either.
+pub fn unmount_below(directory: &Path) {
     for place in mounts_below(directory).into_iter().rev() {
         let _ = nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH);
     }

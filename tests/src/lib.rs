@@ -26,6 +26,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 pub use cluster::Cluster;
+pub use leaks::{unmount_below, unpin};
 pub use netns::Netns;
 pub use node::{Container, Node, NodeOptions, shoal};
 pub use world::{CLIENT, DNS_SERVER, GATEWAY, NODE, OUTSIDE, OUTSIDE_NAME, World, node_address};

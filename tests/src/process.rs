@@ -119,3 +119,20 @@ pub fn processes(text: &str, netns: u64) -> Vec<Process> {
 pub fn signal(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid as i32), signal);
 }
+
+/// Kills every process whose command line contains one of these texts, and all that descend from it.
+pub fn kill_trees(marks: &[&str]) {
+    let mut pids: Vec<u32> =
+        marks.iter().flat_map(|mark| processes(mark, 0)).map(|process| process.pid).collect();
+    let mut at = 0;
+    while at < pids.len() {
+        pids.extend(children(pids[at]));
+        at += 1;
+    }
+    pids.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}

@@ -175,19 +175,6 @@ impl Node {
     /// Ends every process of this node: helpers, shims and what runs in their containers.
     pub(crate) fn kill_everything(&self) {
         let directory = self.directory.path().display().to_string();
-        let marks = [directory.as_str(), &format!("-namespace {}", self.containerd_namespace)];
-        let mut pids: Vec<u32> =
-            marks.iter().flat_map(|mark| process::processes(mark, 0)).map(|process| process.pid).collect();
-        let mut at = 0;
-        while at < pids.len() {
-            pids.extend(children(pids[at]));
-            at += 1;
-        }
-        pids.iter().for_each(|&pid| process::signal(pid, Signal::SIGKILL));
+        process::kill_trees(&[&directory, &format!("-namespace {}", self.containerd_namespace)]);
     }
-}
-
-fn children(pid: u32) -> Vec<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
