@@ -35,6 +35,7 @@ pub(crate) fn task(id: &str) -> Task {
         attachments: Vec::new(),
         released: false,
         start_after: None,
+        failures: Vec::new(),
     }
 }
 

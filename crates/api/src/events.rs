@@ -194,8 +194,7 @@ fn nodes(before: &State, after: &State, now: Timestamp, told: &mut Vec<Event>) {
                 attributes.insert(format!("{what}.new"), is.to_owned());
             }
         };
-        let state = |ready| if ready { "ready" } else { "down" };
-        note("state", state(old.status.ready), state(node.status.ready));
+        note("state", convert::node::state(old), convert::node::state(node));
         note("availability", availability(old.spec.availability), availability(node.spec.availability));
         note("role", convert::node::role(old.spec.role), convert::node::role(node.spec.role));
         told.push(swarm("node", "update", node.id.as_str(), attributes, now));

@@ -38,7 +38,7 @@ pub(crate) fn begin(
             availability: options.availability,
         },
         description,
-        status: NodeStatus { ready: false, message: String::new(), address: options.advertise },
+        status: NodeStatus::unheard(options.advertise, now),
         data_path_address: options.data_path_address,
         ingress: None,
     }));

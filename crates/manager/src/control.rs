@@ -4,7 +4,7 @@ mod find;
 mod network;
 mod service;
 
-use shoal_model::{Cluster, ClusterSpec, Node, NodeId, NodeRole, NodeSpec, Object, ServiceId};
+use shoal_model::{Cluster, ClusterSpec, Node, NodeId, NodeRole, NodeSpec, Object, ObjectKey, ServiceId};
 
 use crate::draft::Draft;
 use crate::{Code, ControlError};
@@ -15,6 +15,10 @@ pub(crate) use service::{
     create as create_service, remove as remove_service, rollback as rollback_service,
     update as update_service,
 };
+
+/// Why a node cannot become a manager, and what to do.
+pub(crate) const ONE_MANAGER: &str = "the embedded store serves exactly one manager, so this node cannot be one: several managers need a \
+     store that they share (--store etcd://...), which this version does not have. Leave the node a worker";
 
 /// A service that was created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,13 +48,29 @@ pub(crate) fn update_node(
         return Err(ControlError::new(Code::FailedPrecondition, text));
     }
     if !manages(node) && spec.role == NodeRole::Manager {
-        // One manager owns the embedded store.
-        let text = "the embedded store serves one manager: this node cannot be promoted";
-        return Err(ControlError::new(Code::Unimplemented, text));
+        return Err(ControlError::new(Code::Unimplemented, ONE_MANAGER));
     }
     let mut node = Node::clone(node);
     node.spec = spec;
     draft.put(Object::Node(node));
+    Ok(())
+}
+
+/// Takes a node out of the cluster; its tasks are lost with it.
+pub(crate) fn remove_node(draft: &mut Draft, id: &NodeId, force: bool) -> Result<(), ControlError> {
+    let state = draft.state();
+    let node = state.node(id).ok_or_else(|| ControlError::not_found("node", id.as_str()))?;
+    let refused = |text: String| Err(ControlError::new(Code::FailedPrecondition, text));
+    if node.spec.role == NodeRole::Manager {
+        return refused(format!(
+            "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker \
+             before removal"
+        ));
+    }
+    if !force && !node.is_down() {
+        return refused(format!("node {id} is not down and can't be removed"));
+    }
+    draft.remove(ObjectKey::Node(id.clone()));
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod frames;
 pub(crate) mod hub;
+mod knowledge;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use shoal_model::{NetworkId, NodeDescription, NodeId, TableVersion, TaskId, Task
 use shoal_protocol::MAX_FRAME_BYTES;
 use shoal_protocol::session::ManagerMessage;
 use shoal_protocol::session::dispatcher_server::DispatcherServer;
+use shoal_store::State;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -159,6 +161,9 @@ async fn serve(dispatcher: Arc<Dispatcher>, listener: UnixListener, socket: Path
     let _ = std::fs::remove_file(socket);
 }
 
+/// The sessions' ends of the views, by node.
+type Views = HashMap<NodeId, (u64, watch::Sender<Arc<NodeView>>)>;
+
 /// Feeds the hub and hands out what it concludes.
 async fn run_hub(
     shared: Arc<Shared>,
@@ -166,42 +171,59 @@ async fn run_hub(
     observed: watch::Sender<Arc<Observed>>,
 ) {
     let mut hub = Hub::default();
-    let mut views: HashMap<NodeId, (u64, watch::Sender<Arc<NodeView>>)> = HashMap::new();
+    let mut views = Views::new();
     let mut states = shared.states();
+    let mut next_deadline = None;
+    let mut conclude = true;
     loop {
-        let state = states.borrow_and_update().clone();
-        let outcome = hub.update(&state, shared.monotonic());
-        for (node, view) in outcome.views {
-            if let Some((_, outlet)) = views.get(&node) {
-                outlet.send_replace(view);
+        if std::mem::take(&mut conclude) {
+            let state = states.borrow_and_update().clone();
+            let outcome = hub.update(&state, shared.monotonic());
+            next_deadline = outcome.next_deadline;
+            // A session of a node that is no member any more ends with its view.
+            views.retain(|node, _| state.node(node).is_some());
+            for (node, view) in outcome.views {
+                if let Some((_, outlet)) = views.get(&node) {
+                    outlet.send_replace(view);
+                }
             }
+            show(&observed, outcome.observed, &state);
         }
-        observed.send_if_modified(|present| {
-            let changed =
-                present.sessions != outcome.observed.sessions || present.let_go != outcome.observed.let_go;
-            *present = Arc::new(outcome.observed);
-            changed
-        });
-        let deadline = shared.sleep_until(outcome.next_deadline);
         let mut events = Vec::new();
         tokio::select! {
-            changed = states.changed() => if changed.is_err() { return },
+            changed = states.changed() => match changed {
+                Ok(()) => conclude = true,
+                Err(_) => return,
+            },
             count = inbox.recv_many(&mut events, EVENTS_MAX) => if count == 0 { return },
-            () = deadline => {}
+            () = shared.sleep_until(next_deadline) => conclude = true,
             () = shared.stop.cancelled() => return,
         }
+        // That a node is still there changes nothing but what is known of it.
+        let only_heard = events.iter().all(|event| matches!(event, Event::Heard { .. }));
+        let any = !events.is_empty();
         for event in events {
             take(&mut hub, &mut views, event, shared.monotonic());
         }
+        if any && only_heard {
+            let present = Observed::clone(&observed.borrow());
+            let sessions = hub.seen().clone();
+            show(&observed, Observed { sessions, ..present }, &states.borrow());
+        }
+        conclude |= !only_heard;
     }
 }
 
-fn take(
-    hub: &mut Hub,
-    views: &mut HashMap<NodeId, (u64, watch::Sender<Arc<NodeView>>)>,
-    event: Event,
-    now: Duration,
-) {
+/// Shows what was observed; planning is worth it when something follows from it.
+fn show(observed: &watch::Sender<Arc<Observed>>, next: Observed, state: &State) {
+    observed.send_if_modified(|present| {
+        let changed = next.differs_from(present, state);
+        *present = Arc::new(next);
+        changed
+    });
+}
+
+fn take(hub: &mut Hub, views: &mut Views, event: Event, now: Duration) {
     match event {
         Event::Opened { node, id, description, held, view } => {
             tracing::info!(%node, "session opened");

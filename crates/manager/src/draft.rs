@@ -89,7 +89,7 @@ impl Draft {
 pub fn commit_of(changes: &[Change], state: &State) -> Result<(Vec<Expect>, Vec<Write>), ClaimedTwice> {
     let mut expect = Vec::new();
     let mut writes = Vec::new();
-    let mut held: BTreeSet<Claim> = BTreeSet::new();
+    let mut held: BTreeMap<Claim, String> = BTreeMap::new();
     let mut wanted: BTreeMap<Claim, String> = BTreeMap::new();
     for change in changes {
         let path = change.key.path();
@@ -97,7 +97,7 @@ pub fn commit_of(changes: &[Change], state: &State) -> Result<(Vec<Expect>, Vec<
             Some(old) => Expect::At(path.clone(), version(old)),
             None => Expect::Absent(path.clone()),
         });
-        held.extend(change.old.iter().flat_map(claims));
+        held.extend(change.old.iter().flat_map(claims).map(|claim| (claim, path.clone())));
         expect.extend(references(change, state));
         for claim in change.new.iter().flat_map(claims) {
             if let Some(_other) = wanted.insert(claim.clone(), path.clone()) {
@@ -109,17 +109,22 @@ pub fn commit_of(changes: &[Change], state: &State) -> Result<(Vec<Expect>, Vec<
             None => Write::Delete { key: path },
         });
     }
-    for claim in held.iter().filter(|claim| !wanted.contains_key(claim)) {
+    for claim in held.keys().filter(|claim| !wanted.contains_key(claim)) {
         writes.push(Write::Delete { key: claim.to_string() });
     }
     for (claim, owner) in wanted {
-        if !held.contains(&claim) {
+        // What one object of the commit gives up, another may take.
+        let before = held.get(&claim);
+        if before == Some(&owner) {
+            continue;
+        }
+        if before.is_none() {
             if matches!(claim, Claim::Subnet(_)) {
                 expect.push(Expect::NoneNewer(SUBNETS.to_owned(), state.revision()));
             }
             expect.push(Expect::Absent(claim.to_string()));
-            writes.push(Write::Put { key: claim.to_string(), value: Bytes::from(owner) });
         }
+        writes.push(Write::Put { key: claim.to_string(), value: Bytes::from(owner) });
     }
     Ok((expect, writes))
 }

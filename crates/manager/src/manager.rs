@@ -189,6 +189,11 @@ impl Manager {
         self.shared.transact(|draft, _, _| control::update_node(draft, id, version, spec.clone())).await
     }
 
+    /// Takes a node out of the cluster. One that is not down goes by force only.
+    pub async fn remove_node(&self, id: &NodeId, force: bool) -> Result<(), ControlError> {
+        self.shared.transact(|draft, _, _| control::remove_node(draft, id, force)).await
+    }
+
     pub async fn update_cluster(&self, version: u64, spec: ClusterSpec) -> Result<(), ControlError> {
         self.shared.transact(|draft, _, _| control::update_cluster(draft, version, spec.clone())).await
     }

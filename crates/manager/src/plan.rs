@@ -5,6 +5,7 @@
 
 mod allocate;
 mod constraint;
+mod failures;
 mod nodes;
 mod orchestrate;
 mod release;
@@ -13,16 +14,20 @@ mod slots;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shoal_model::{IdGenerator, Node, NodeDescription, NodeId, Object, Service, Task, TaskId};
+use shoal_model::{
+    Availability, IdGenerator, NetworkId, Node, NodeDescription, NodeId, Object, Service, Task, TaskId,
+};
 use shoal_store::State;
 
 pub use crate::draft::{Change, ClaimedTwice, Draft, commit_of};
 pub(crate) use allocate::{Addresses, network as allocate_network, overlap_of, service as allocate_service};
 pub(crate) use constraint::Constraint;
+pub(crate) use nodes::Patience;
 
 /// The two clocks, read once per plan.
 #[derive(Debug, Clone, Copy)]
@@ -38,8 +43,34 @@ pub struct Now {
 pub struct Observed {
     /// Every node that had a session in this term.
     pub sessions: BTreeMap<NodeId, SessionView>,
-    /// Ended tasks whose endpoints no subscribed node holds any more.
-    pub let_go: BTreeSet<TaskId>,
+    /// Ended tasks, and the nodes that may still send to their addresses. A task that is not in here
+    /// has not been judged yet.
+    pub held_by: BTreeMap<TaskId, BTreeSet<NodeId>>,
+    /// Resting addresses, and nodes that came back and are without them.
+    pub let_go: BTreeSet<(NetworkId, IpAddr, NodeId)>,
+    /// Serving tasks that every node concerned sends connections to.
+    pub in_service: BTreeSet<TaskId>,
+}
+
+impl Observed {
+    /// Something in here may lead to another plan than `before` did. That a node is still heard of does
+    /// not, as long as it is well: a plan looks at that when its deadline has come.
+    pub(crate) fn differs_from(&self, before: &Self, state: &State) -> bool {
+        let is_well = |id: &NodeId| state.node(id).is_some_and(|node| !node.is_silent());
+        let same_session = |(node, session): (&NodeId, &SessionView)| {
+            before.sessions.get(node).is_some_and(|other| {
+                let heard = session.last_heard != other.last_heard;
+                session.live == other.live
+                    && session.description == other.description
+                    && (!heard || is_well(node))
+            })
+        };
+        self.sessions.len() != before.sessions.len()
+            || !self.sessions.iter().all(same_session)
+            || self.held_by != before.held_by
+            || self.let_go != before.let_go
+            || self.in_service != before.in_service
+    }
 }
 
 /// The manager's side of one node's session.
@@ -103,6 +134,11 @@ impl Planner<'_> {
         }
     }
 
+    /// Clients everywhere reach a serving task, as far as one can wait for that.
+    fn is_in_service(&self, task: &Task) -> bool {
+        task.attachments.is_empty() || self.observed.in_service.contains(&task.id)
+    }
+
     fn put_task(&mut self, task: Task) {
         self.draft.put(Object::Task(task));
     }
@@ -117,8 +153,8 @@ impl Planner<'_> {
 }
 
 /// The node may keep the tasks it has.
-fn keeps_tasks(node: Option<&Arc<Node>>) -> bool {
-    node.is_some_and(|node| node.status.ready && node.spec.availability != shoal_model::Availability::Drain)
+fn keeps_tasks(node: &Node) -> bool {
+    !node.is_down() && node.spec.availability != Availability::Drain
 }
 
 /// A wall-clock time this much later; the end of time when it does not fit.

@@ -5,8 +5,9 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use shoal_model::{
-    Attachment, EndpointEntry, EndpointId, EndpointMode, Network, NetworkId, NetworkTable, NodeEntry, NodeId,
-    PublishMode, Service, ServiceEntry, ServiceId, TableConfig, TableVersion, Task,
+    Attachment, EndpointEntry, EndpointId, EndpointMode, Network, NetworkId, NetworkTable, Node,
+    NodeCondition, NodeEntry, NodeId, PublishMode, Service, ServiceEntry, ServiceId, TableConfig,
+    TableVersion, Task, TaskId,
 };
 use shoal_protocol::encode;
 use shoal_store::State;
@@ -22,12 +23,13 @@ pub fn derive(state: &State, id: &NetworkId) -> Option<NetworkTable> {
         epoch: state.cluster().map_or(0, |cluster| cluster.epoch),
         revision: state.revision(),
     };
-    let endpoints = endpoints(state, id);
+    let avoided = avoided(state, id);
+    let endpoints = endpoints(state, id, &avoided);
     Some(NetworkTable {
         network: id.clone(),
         version,
         config: config(state, network)?,
-        services: services(state, network),
+        services: services(state, network, &avoided),
         nodes: nodes(state, network, &endpoints),
         endpoints,
     })
@@ -48,12 +50,38 @@ fn config(state: &State, network: &Network) -> Option<TableConfig> {
     })
 }
 
-fn services(state: &State, network: &Network) -> BTreeMap<ServiceId, ServiceEntry> {
+/// Serving tasks that get no new connections, because their nodes are silent.
+type Avoided = BTreeSet<TaskId>;
+
+/// A service is not left with less than half of its backends on the guess that a node is in trouble.
+fn avoided(state: &State, network: &NetworkId) -> Avoided {
+    if state.nodes().all(|node| node.status.condition != NodeCondition::Suspect) {
+        return Avoided::new();
+    }
+    let mut backends: BTreeMap<&ServiceId, (usize, Vec<&TaskId>)> = BTreeMap::new();
+    for task in state.network_tasks(network).filter(|task| task.is_serving()) {
+        let Some(node) = reachable_node(state, task) else { continue };
+        let (count, suspect) = backends.entry(&task.service).or_default();
+        *count += 1;
+        if node.status.condition == NodeCondition::Suspect {
+            suspect.push(&task.id);
+        }
+    }
+    let affordable = backends.into_values().filter(|(count, suspect)| suspect.len() * 2 <= *count);
+    affordable.flat_map(|(_, suspect)| suspect).cloned().collect()
+}
+
+/// The node of a task, unless nothing is sent there any more.
+fn reachable_node<'a>(state: &'a State, task: &Task) -> Option<&'a Arc<Node>> {
+    state.node(task.node.as_ref()?).filter(|node| !node.is_down())
+}
+
+fn services(state: &State, network: &Network, avoided: &Avoided) -> BTreeMap<ServiceId, ServiceEntry> {
     let entry = |service: &Arc<Service>| {
         let entry = if network.spec.ingress {
-            ingress_entry(state, network, service)
+            ingress_entry(state, network, service, avoided)
         } else {
-            service_entry(state, network, service)
+            service_entry(state, network, service, avoided)
         };
         Some((service.id.clone(), entry?))
     };
@@ -65,7 +93,12 @@ fn services(state: &State, network: &Network) -> BTreeMap<ServiceId, ServiceEntr
     }
 }
 
-fn service_entry(state: &State, network: &Network, service: &Service) -> Option<ServiceEntry> {
+fn service_entry(
+    state: &State,
+    network: &Network,
+    service: &Service,
+    avoided: &Avoided,
+) -> Option<ServiceEntry> {
     let mut targets = service.spec.task.networks.iter();
     let target = targets.find(|target| target.network == network.id)?;
     let (vip, vip_v6) = virtual_ips(service, network);
@@ -79,12 +112,17 @@ fn service_entry(state: &State, network: &Network, service: &Service) -> Option<
         vip,
         vip_v6,
         ports: Vec::new(),
-        backends: backends(state, network, service),
+        backends: backends(state, network, service, avoided),
     })
 }
 
 /// On the ingress network a service is its published ports; it has no name there.
-fn ingress_entry(state: &State, network: &Network, service: &Service) -> Option<ServiceEntry> {
+fn ingress_entry(
+    state: &State,
+    network: &Network,
+    service: &Service,
+    avoided: &Avoided,
+) -> Option<ServiceEntry> {
     let published = service.endpoint.ports.iter();
     let ports: Vec<_> =
         published.filter(|port| port.mode == PublishMode::Ingress && port.published != 0).cloned().collect();
@@ -95,7 +133,7 @@ fn ingress_entry(state: &State, network: &Network, service: &Service) -> Option<
         vip,
         vip_v6,
         ports,
-        backends: backends(state, network, service),
+        backends: backends(state, network, service, avoided),
     })
 }
 
@@ -105,21 +143,26 @@ fn virtual_ips(service: &Service, network: &Network) -> (Option<std::net::IpAddr
     (v4.first().copied(), v6.first().copied())
 }
 
-fn backends(state: &State, network: &Network, service: &Service) -> BTreeSet<EndpointId> {
-    let serving = state.service_tasks(&service.id).filter(|task| task.is_serving());
-    serving
-        .filter(|task| attachment(task, &network.id).is_some())
-        .map(|task| EndpointId::from(&task.id))
-        .collect()
+fn backends(state: &State, network: &Network, service: &Service, avoided: &Avoided) -> BTreeSet<EndpointId> {
+    let takes_connections = |task: &&Arc<Task>| {
+        task.is_serving()
+            && attachment(task, &network.id).is_some()
+            && reachable_node(state, task).is_some()
+            && !avoided.contains(&task.id)
+    };
+    let tasks = state.service_tasks(&service.id).filter(takes_connections);
+    tasks.map(|task| EndpointId::from(&task.id)).collect()
 }
 
 fn attachment<'a>(task: &'a Task, network: &NetworkId) -> Option<&'a Attachment> {
     task.attachments.iter().find(|attachment| attachment.network == *network)
 }
 
-/// A task is on the network from its assignment until its end.
-fn endpoints(state: &State, network: &NetworkId) -> BTreeMap<EndpointId, EndpointEntry> {
-    let present = state.network_tasks(network).filter(|task| has_endpoint(task));
+/// A task is on the network from its assignment until its end, but for the time its node is down: what
+/// is connected to it then is to notice.
+fn endpoints(state: &State, network: &NetworkId, avoided: &Avoided) -> BTreeMap<EndpointId, EndpointEntry> {
+    let present =
+        state.network_tasks(network).filter(|task| is_held(task) && reachable_node(state, task).is_some());
     let entry = |task: &Arc<Task>| {
         let attachment = attachment(task, network)?;
         let entry = EndpointEntry {
@@ -127,15 +170,15 @@ fn endpoints(state: &State, network: &NetworkId) -> BTreeMap<EndpointId, Endpoin
             address: attachment.address,
             address_v6: attachment.address_v6,
             mac: attachment.mac,
-            names: names(task),
+            names: if avoided.contains(&task.id) { Vec::new() } else { names(task) },
         };
         Some((EndpointId::from(&task.id), entry))
     };
     present.filter_map(entry).collect()
 }
 
-/// The task's addresses are somebody's: it has a node, and has not ended.
-pub(crate) fn has_endpoint(task: &Task) -> bool {
+/// The task's addresses are in use: it has a node, and has not ended.
+fn is_held(task: &Task) -> bool {
     task.node.is_some() && !task.released && !task.status.state.is_terminal()
 }
 
@@ -160,7 +203,7 @@ fn nodes(
     endpoints: &BTreeMap<EndpointId, EndpointEntry>,
 ) -> BTreeMap<NodeId, NodeEntry> {
     let present: BTreeSet<&NodeId> = endpoints.values().map(|endpoint| &endpoint.node).collect();
-    let entry = |node: &Arc<shoal_model::Node>| {
+    let entry = |node: &Arc<Node>| {
         let own = node.ingress.as_ref().filter(|own| own.network == network.id);
         let address = own.map(|own| own.address);
         let on_network = address.is_some() || present.contains(&node.id);
@@ -232,6 +275,8 @@ struct Kept {
     checked: u64,
     /// The first version of this term: an endpoint never seen in a table is out of it since then.
     first: TableVersion,
+    /// First version in which clients can come upon the endpoint.
+    offered: BTreeMap<EndpointId, TableVersion>,
     /// First version without the endpoint among the backends and without its names.
     withdrawn: BTreeMap<EndpointId, TableVersion>,
     /// First version without the endpoint.
@@ -262,19 +307,22 @@ impl Tables {
         self.published.get(network).map(|kept| &kept.current)
     }
 
+    /// The first version in which the endpoint takes new connections; `None` while it does not.
+    pub fn offered_since(&self, network: &NetworkId, endpoint: &EndpointId) -> Option<TableVersion> {
+        let kept = self.published.get(network)?;
+        kept.offers(endpoint).then(|| kept.offered.get(endpoint).copied().unwrap_or(kept.first))
+    }
+
     /// The first version in which the endpoint takes no new connection; `None` while it still does.
     pub fn withdrawn_since(&self, network: &NetworkId, endpoint: &EndpointId) -> Option<TableVersion> {
         let kept = self.published.get(network)?;
-        let table = &kept.current.table;
-        let serves = table.services.values().any(|service| service.backends.contains(endpoint))
-            || table.endpoints.get(endpoint).is_some_and(|entry| !entry.names.is_empty());
-        (!serves).then(|| kept.withdrawn.get(endpoint).copied().unwrap_or(kept.first))
+        (!kept.offers(endpoint)).then(|| kept.withdrawn.get(endpoint).copied().unwrap_or(kept.first))
     }
 
-    /// The first version without the endpoint; `None` while it is there. A network that is gone holds
-    /// nothing.
+    /// The first version without the endpoint; `None` while it is there, and for a network without a
+    /// table.
     pub fn gone_since(&self, network: &NetworkId, endpoint: &EndpointId) -> Option<TableVersion> {
-        let Some(kept) = self.published.get(network) else { return Some(TableVersion::default()) };
+        let kept = self.published.get(network)?;
         let present = kept.current.table.endpoints.contains_key(endpoint);
         (!present).then(|| kept.gone.get(endpoint).copied().unwrap_or(kept.first))
     }
@@ -286,9 +334,17 @@ impl Kept {
             checked: table.version.revision,
             first: table.version,
             current: Arc::new(Published::first(table)),
+            offered: BTreeMap::new(),
             withdrawn: BTreeMap::new(),
             gone: BTreeMap::new(),
         }
+    }
+
+    /// Clients can come upon the endpoint.
+    fn offers(&self, endpoint: &EndpointId) -> bool {
+        let table = &self.current.table;
+        table.endpoints.get(endpoint).is_some_and(|entry| !entry.names.is_empty())
+            || table.services.values().any(|service| service.backends.contains(endpoint))
     }
 
     fn advance(&mut self, table: NetworkTable, state: &State) {
@@ -302,9 +358,9 @@ impl Kept {
         if old.same_content(&table) {
             return;
         }
-        for id in serving(old).difference(&serving(&table)) {
-            self.withdrawn.insert(id.clone(), version);
-        }
+        let (before, after) = (serving(old), serving(&table));
+        self.withdrawn.extend(before.difference(&after).map(|id| (id.clone(), version)));
+        self.offered.extend(after.difference(&before).map(|id| (id.clone(), version)));
         for id in old.endpoints.keys().filter(|id| !table.endpoints.contains_key(*id)) {
             self.gone.insert(id.clone(), version);
         }
@@ -315,7 +371,8 @@ impl Kept {
             self.current = Arc::new(Published::first(table));
         }
         // Forgotten tasks ask no more.
-        let known = |id: &EndpointId| state.task(&shoal_model::TaskId::new(id.as_str())).is_some();
+        let known = |id: &EndpointId| state.task(&TaskId::new(id.as_str())).is_some();
+        self.offered.retain(|id, _| known(id));
         self.withdrawn.retain(|id, _| known(id));
         self.gone.retain(|id, _| known(id));
     }
@@ -327,3 +384,6 @@ fn serving(table: &NetworkTable) -> BTreeSet<EndpointId> {
     let backends = table.services.values().flat_map(|service| &service.backends);
     named.chain(backends).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,8 @@ pub fn claims(object: &Object) -> Vec<Claim> {
                     claims.push(Claim::Subnet(pool.subnet));
                     claims.extend(pool.gateway.map(|gateway| Claim::Address(network.id.clone(), gateway)));
                 }
+                let resting = state.resting.iter();
+                claims.extend(resting.map(|resting| Claim::Address(network.id.clone(), resting.address)));
             }
             claims
         }

@@ -19,8 +19,8 @@ pub use claim::{Claim, claims};
 pub use id::{ClusterId, ContainerId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId};
 pub use log::{LogEntry, LogSelector, LogSource};
 pub use object::{
-    Attachment, Cluster, Meta, Network, NetworkState, Node, NodeDescription, NodeStatus, Object, ObjectKey,
-    Service, ServiceEndpoint, Task, VirtualIp,
+    Attachment, Cluster, Failure, Meta, Network, NetworkState, Node, NodeCondition, NodeDescription,
+    NodeStatus, Object, ObjectKey, Resting, Service, ServiceEndpoint, Task, VirtualIp,
 };
 pub use spec::*;
 pub use table::{

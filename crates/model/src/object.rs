@@ -1,5 +1,6 @@
 //! What the cluster store holds: a spec each, and what the cluster made of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AddressPool, ClusterId, ClusterSpec, Labels, MacAddr, NetworkId, NetworkSpec, NodeId, NodeSpec,
-    PortConfig, ServiceId, ServiceSpec, TaskId, TaskSpec, TaskState, TaskStatus,
+    PortConfig, ServiceId, ServiceSpec, TableVersion, TaskId, TaskSpec, TaskState, TaskStatus,
 };
 
 /// What every stored object carries.
@@ -54,6 +55,18 @@ pub struct Node {
     pub ingress: Option<Attachment>,
 }
 
+impl Node {
+    /// It has not been heard of lately.
+    pub fn is_silent(&self) -> bool {
+        self.status.condition != NodeCondition::Ready
+    }
+
+    /// Its tasks are taken for lost.
+    pub fn is_down(&self) -> bool {
+        self.status.condition == NodeCondition::Down
+    }
+}
+
 /// What a node says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeDescription {
@@ -67,15 +80,35 @@ pub struct NodeDescription {
     pub engine_labels: Labels,
 }
 
-/// What the manager holds of a node's condition.
+/// What the manager holds of a node's condition. A heartbeat never changes it, only a transition does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// It has a live session.
-    pub ready: bool,
+    pub condition: NodeCondition,
+    /// The condition began then (wall clock, so that it outlives a leader).
+    pub since: Timestamp,
     #[serde(default)]
     pub message: String,
     /// Address it advertises.
     pub address: IpAddr,
+}
+
+impl NodeStatus {
+    /// Of a node that has not been heard of yet.
+    pub fn unheard(address: IpAddr, now: Timestamp) -> Self {
+        Self { condition: NodeCondition::Down, since: now, message: String::new(), address }
+    }
+}
+
+/// How long a node has been silent, in three steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeCondition {
+    /// Heard of lately.
+    Ready,
+    /// Its tasks get no new connections, and stay.
+    Suspect,
+    /// Its tasks are replaced.
+    Down,
 }
 
 /// A network of the cluster.
@@ -99,6 +132,19 @@ pub struct NetworkState {
     /// The address handed out last: the search for the next one starts behind it, so a freed
     /// address comes back as late as possible.
     pub last_address: Option<IpAddr>,
+    /// Freed addresses that nodes which are down may still send to, least recently freed first. They are
+    /// handed out when nothing else is free.
+    #[serde(default)]
+    pub resting: Vec<Resting>,
+}
+
+/// A freed address, and who may not know that it is free.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resting {
+    pub address: IpAddr,
+    /// Tables of this version and later ones are without it.
+    pub since: TableVersion,
+    pub holders: BTreeSet<NodeId>,
 }
 
 /// A declared service and its endpoint.
@@ -162,6 +208,17 @@ pub struct Task {
     /// Not started before this time (restart delay).
     #[serde(default)]
     pub start_after: Option<Timestamp>,
+    /// Where tasks before it in its slot failed lately, oldest first: the scheduler avoids nodes on
+    /// which a service keeps failing.
+    #[serde(default)]
+    pub failures: Vec<Failure>,
+}
+
+/// A task failed on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub node: NodeId,
+    pub at: Timestamp,
 }
 
 impl Task {

@@ -1,5 +1,6 @@
 //! The typed cache: every object of the store, with the look-ups that control loops need.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync as Map;
@@ -102,7 +103,10 @@ impl State {
     }
 
     fn put_at(&mut self, object: Object, revision: u64) {
-        self.unindex(&object.key(), revision);
+        match &object {
+            Object::Node(node) => self.touch_changed_node(node, revision),
+            _ => self.unindex(&object.key(), revision),
+        }
         match object {
             Object::Cluster(cluster) => self.cluster = Some(Arc::new(cluster)),
             Object::Node(node) => self.nodes.insert_mut(node.id.clone(), Arc::new(node)),
@@ -159,7 +163,11 @@ impl State {
     /// Takes the present version of an object out of every index and notes the networks it concerned.
     fn unindex(&mut self, key: &ObjectKey, revision: u64) {
         match key {
-            ObjectKey::Cluster | ObjectKey::Node(_) => self.shared_revision = revision,
+            ObjectKey::Cluster => self.shared_revision = revision,
+            ObjectKey::Node(id) => {
+                let Some(old) = self.nodes.get(id).cloned() else { return };
+                self.touch_node(&old, revision);
+            }
             ObjectKey::Network(id) => {
                 let Some(old) = self.networks.get(id).cloned() else { return };
                 self.network_names.remove_mut(&old.spec.name.to_lowercase());
@@ -202,6 +210,29 @@ impl State {
         // A service with ports is in the ingress table even without an address there.
         if !service.endpoint.ports.is_empty() {
             self.shared_revision = revision;
+        }
+    }
+
+    /// Most changes of a node are of no concern to the networks it is on.
+    fn touch_changed_node(&mut self, node: &Node, revision: u64) {
+        let Some(old) = self.nodes.get(&node.id).cloned() else {
+            return self.touch_node(node, revision);
+        };
+        let shown = |node: &Node| (node.status.condition, node.data_path_address);
+        if shown(&old) != shown(node) || old.ingress != node.ingress {
+            self.touch_node(&old, revision);
+            self.touch_node(node, revision);
+        }
+    }
+
+    /// The networks a node is on: those of its tasks, and the one it has an address of its own on.
+    fn touch_node(&mut self, node: &Node, revision: u64) {
+        let tasks = self.by_node.get(&node.id).into_iter().flat_map(Map::values);
+        let attachments = tasks.flat_map(|task| &task.attachments).chain(&node.ingress);
+        let networks: BTreeSet<NetworkId> =
+            attachments.map(|attachment| attachment.network.clone()).collect();
+        for network in networks {
+            self.touch(&network, revision);
         }
     }
 

@@ -49,6 +49,12 @@ pub(crate) fn role(role: NodeRole) -> &'static str {
     }
 }
 
+/// Docker has no word for a node that is silent, but not given up yet: it is ready, and its message says
+/// what is the matter.
+pub(crate) fn state(node: &model::Node) -> &'static str {
+    if node.is_down() { "down" } else { "ready" }
+}
+
 pub(crate) fn node(node: &model::Node) -> wire::Node {
     let availability = match node.spec.availability {
         Availability::Active => "active",
@@ -74,7 +80,7 @@ pub(crate) fn node(node: &model::Node) -> wire::Node {
         },
         description: description(&node.description),
         status: wire::Status {
-            state: if node.status.ready { "ready" } else { "down" },
+            state: state(node),
             message: node.status.message.clone(),
             address: node.status.address.to_string(),
         },

@@ -63,6 +63,7 @@ fn task(state: TaskState, container: bool, exit_code: i32) -> Object {
         attachments: Vec::new(),
         released: false,
         start_after: None,
+        failures: Vec::new(),
     })
 }
 

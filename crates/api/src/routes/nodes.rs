@@ -5,7 +5,7 @@ use axum::extract::{FromRef, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
-use shoal_model::{Node, NodeRole};
+use shoal_model::Node;
 
 use crate::body::{self, Json};
 use crate::convert::node as convert;
@@ -64,14 +64,9 @@ async fn update(
     Ok(body::empty(StatusCode::OK))
 }
 
-async fn remove(State(cluster): State<ClusterSide>, Name(id): Name) -> Result<Response> {
-    let node = cluster.manager()?.find_node(&id).map_err(ApiError::from_lookup)?;
-    if node.spec.role == NodeRole::Manager {
-        return Err(ApiError::bad_request(format!(
-            "rpc error: code = FailedPrecondition desc = node {} is a cluster manager and is a member of the raft \
-             cluster. It must be demoted to worker before removal",
-            node.id
-        )));
-    }
-    Err(ApiError::unsupported("removing nodes is"))
+async fn remove(State(cluster): State<ClusterSide>, Name(id): Name, params: Params) -> Result<Response> {
+    let manager = cluster.manager()?;
+    let node = manager.find_node(&id).map_err(ApiError::from_lookup)?;
+    manager.remove_node(&node.id, params.flag("force")).await.map_err(ApiError::from_control)?;
+    Ok(body::empty(StatusCode::OK))
 }

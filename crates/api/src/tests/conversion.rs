@@ -174,7 +174,7 @@ fn overlay(golden: &Value) -> model::Network {
         id: golden["Id"].as_str().unwrap().into(),
         meta: model::Meta::new(golden["Created"].as_str().unwrap().parse().unwrap()),
         spec,
-        state: Some(model::NetworkState { vni: 4098, pools, last_address: None }),
+        state: Some(model::NetworkState { vni: 4098, pools, last_address: None, resting: Vec::new() }),
     }
 }
 
@@ -246,6 +246,7 @@ fn a_task_is_shown_as_dockers() {
                 vni: vni.unwrap().parse().unwrap(),
                 pools,
                 last_address: None,
+                resting: Vec::new(),
             }),
         }
     };
@@ -289,6 +290,7 @@ fn a_task_is_shown_as_dockers() {
         attachments: vec![at(1), at(0)],
         released: false,
         start_after: None,
+        failures: Vec::new(),
     };
     let networks: Vec<_> = networks.into_iter().map(Arc::new).collect();
     let shown = task::task(&made, |id| networks.iter().find(|network| network.id == *id).map(Arc::as_ref));

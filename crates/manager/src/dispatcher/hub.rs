@@ -1,6 +1,7 @@
 //! What each node is to be told, and what the nodes' acknowledgements mean. Pure; time is passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use shoal_model::{EndpointId, NetworkId, NodeDescription, NodeId, TableVersion, 
 use shoal_protocol::encode;
 use shoal_store::State;
 
-use crate::barrier::{DrainBarrier, Verdict};
+use super::knowledge::{InForce, Subscriptions, is_awaited};
+use crate::barrier::{ArrivalBarrier, DrainBarrier, Verdict};
 use crate::plan::{Observed, SessionView};
 use crate::table::{Published, Tables};
 
@@ -31,7 +33,6 @@ pub(crate) struct AssignedTask {
 /// A node's live session.
 struct Session {
     id: u64,
-    acked: BTreeMap<NetworkId, TableVersion>,
     /// `None` until the first one: a node with nothing to do is told so.
     view: Option<Arc<NodeView>>,
 }
@@ -40,7 +41,9 @@ struct Session {
 pub(crate) struct Hub {
     tables: Tables,
     sessions: BTreeMap<NodeId, Session>,
-    barrier: DrainBarrier,
+    in_force: InForce,
+    drain: DrainBarrier,
+    arrival: ArrivalBarrier,
     seen: BTreeMap<NodeId, SessionView>,
     /// By task: the record's version and the effective desired state it was encoded at.
     encoded: BTreeMap<TaskId, (u64, TaskState, Arc<AssignedTask>)>,
@@ -66,7 +69,8 @@ impl Hub {
     ) {
         let view = SessionView { last_heard: now, live: true, description: Arc::new(description) };
         self.seen.insert(node.clone(), view);
-        self.sessions.insert(node.clone(), Session { id, acked: held, view: None });
+        self.in_force.declare(node, held);
+        self.sessions.insert(node.clone(), Session { id, view: None });
     }
 
     pub(crate) fn close(&mut self, node: &NodeId, id: u64) {
@@ -87,24 +91,27 @@ impl Hub {
     }
 
     pub(crate) fn ack(&mut self, node: &NodeId, id: u64, network: NetworkId, version: TableVersion) {
-        if let Some(session) = self.sessions.get_mut(node).filter(|session| session.id == id) {
-            session.acked.insert(network, version);
+        if self.sessions.get(node).is_some_and(|session| session.id == id) {
+            self.in_force.ack(node, network, version);
         }
+    }
+
+    /// When every node was heard of last.
+    pub(crate) fn seen(&self) -> &BTreeMap<NodeId, SessionView> {
+        &self.seen
     }
 
     /// Draws the conclusions from the state and from everything heard.
     pub(crate) fn update(&mut self, state: &State, now: Duration) -> Outcome {
         self.tables.update(state);
-        let known = |task: &TaskId| state.task(task).is_some();
-        self.barrier.retain(known);
-        self.encoded.retain(|task, _| known(task));
-        let subscribed = self.subscriptions(state);
+        self.forget(state);
+        let subscribed = Subscriptions::of(state);
         let mut next_deadline: Option<Duration> = None;
         let nodes: Vec<NodeId> = self.sessions.keys().cloned().collect();
         let mut views = Vec::new();
         for node in nodes {
             let mut view = NodeView::default();
-            for network in subscribed.get(&node).into_iter().flatten() {
+            for network in subscribed.networks(&node) {
                 if let Some(table) = self.tables.get(network) {
                     view.tables.insert(network.clone(), table.clone());
                 }
@@ -122,22 +129,27 @@ impl Hub {
                 views.push((node, view));
             }
         }
-        let let_go = self.let_go(state, &subscribed);
-        Outcome { views, observed: Observed { sessions: self.seen.clone(), let_go }, next_deadline }
+        let (in_service, deadline) = self.in_service(state, &subscribed, now);
+        next_deadline = [next_deadline, deadline].into_iter().flatten().min();
+        let observed = Observed {
+            sessions: self.seen.clone(),
+            held_by: self.held_by(state, &subscribed),
+            let_go: self.let_go(state, &subscribed),
+            in_service,
+        };
+        Outcome { views, observed, next_deadline }
     }
 
-    /// The networks each connected node is to have tables of: those its tasks are on, and the ingress
-    /// network. The last task's end does not end it: the node goes on using the table it has until it
-    /// acknowledges the one without the endpoint, and only then is the task's address let go of.
-    fn subscriptions(&self, state: &State) -> BTreeMap<NodeId, BTreeSet<NetworkId>> {
-        let ingress = state.ingress_network().map(|network| network.id.clone());
-        let of = |node: &NodeId| {
-            let present = state.node_tasks(node).filter(|task| !task.released);
-            let networks =
-                present.flat_map(|task| &task.attachments).map(|attachment| attachment.network.clone());
-            networks.chain(ingress.clone()).collect()
-        };
-        self.sessions.keys().map(|node| (node.clone(), of(node))).collect()
+    /// What is not in the state any more is of no interest.
+    fn forget(&mut self, state: &State) {
+        let task = |task: &TaskId| state.task(task).is_some();
+        self.drain.retain(task);
+        self.arrival.retain(task);
+        self.encoded.retain(|id, _| task(id));
+        let node = |node: &NodeId| state.node(node).is_some();
+        self.sessions.retain(|id, _| node(id));
+        self.seen.retain(|id, _| node(id));
+        self.in_force.retain(node);
     }
 
     /// The desired state the node is to act on now, and when to look again.
@@ -145,27 +157,28 @@ impl Hub {
         &mut self,
         state: &State,
         task: &Task,
-        subscribed: &BTreeMap<NodeId, BTreeSet<NetworkId>>,
+        subscribed: &Subscriptions,
         now: Duration,
     ) -> (TaskState, Option<Duration>) {
-        let Self { tables, sessions, barrier, .. } = self;
+        let Self { tables, in_force, drain, .. } = self;
         let endpoint = EndpointId::from(&task.id);
-        let acknowledged = || {
-            task.attachments.iter().all(|attachment| {
-                let network = &attachment.network;
-                let since = tables.withdrawn_since(network, &endpoint);
-                let removed = state.network(network).is_none();
-                removed || since.is_some_and(|since| all_acked(sessions, subscribed, network, since))
-            })
-        };
-        match barrier.judge(task, acknowledged, now) {
-            Verdict::Pass => (task.desired, None),
-            Verdict::Hold { until } => (TaskState::Running, Some(until)),
+        let stale =
+            || stale(state, task, subscribed, in_force, |network| tables.withdrawn_since(network, &endpoint));
+        match drain.judge(task, || stale().is_empty(), now) {
+            Verdict::Pass => {}
+            Verdict::Hold { until } => return (TaskState::Running, Some(until)),
+            Verdict::Acknowledged => {
+                let nodes = unasked(state, task, subscribed);
+                if !nodes.is_empty() {
+                    tracing::info!(task = %task.id, name = task.name(), ?nodes, "stopped without asking silent nodes");
+                }
+            }
             Verdict::Expired => {
-                tracing::warn!(task = %task.id, name = task.name(), "stopped without every node's acknowledgement");
-                (task.desired, None)
+                let nodes = stale();
+                tracing::warn!(task = %task.id, name = task.name(), ?nodes, "stopped without every node's acknowledgement");
             }
         }
+        (task.desired, None)
     }
 
     fn assigned(&mut self, task: &Task, desired: TaskState) -> Arc<AssignedTask> {
@@ -196,31 +209,105 @@ impl Hub {
         assigned
     }
 
-    /// Ended tasks that no connected subscriber's tables hold any more.
-    fn let_go(&self, state: &State, subscribed: &BTreeMap<NodeId, BTreeSet<NetworkId>>) -> BTreeSet<TaskId> {
-        let ended = state.tasks().filter(|task| task.status.state.is_terminal() && !task.released);
-        let unheld = |task: &&Arc<Task>| {
+    /// The serving tasks that clients everywhere reach, and when to look again at the others.
+    fn in_service(
+        &mut self,
+        state: &State,
+        subscribed: &Subscriptions,
+        now: Duration,
+    ) -> (BTreeSet<TaskId>, Option<Duration>) {
+        let Self { tables, in_force, arrival, .. } = self;
+        let mut in_service = BTreeSet::new();
+        let mut next_deadline: Option<Duration> = None;
+        for task in state.tasks().filter(|task| task.is_serving()) {
             let endpoint = EndpointId::from(&task.id);
-            task.attachments.iter().all(|attachment| {
-                let since = self.tables.gone_since(&attachment.network, &endpoint);
-                since.is_some_and(|since| all_acked(&self.sessions, subscribed, &attachment.network, since))
-            })
+            let stale = || {
+                stale(state, task, subscribed, in_force, |network| tables.offered_since(network, &endpoint))
+            };
+            match arrival.judge(task, || stale().is_empty(), now) {
+                Verdict::Pass | Verdict::Acknowledged => {}
+                Verdict::Hold { until } => {
+                    next_deadline = Some(next_deadline.map_or(until, |present| present.min(until)));
+                    continue;
+                }
+                Verdict::Expired => {
+                    let nodes = stale();
+                    tracing::warn!(task = %task.id, name = task.name(), ?nodes, "in service without every node's acknowledgement");
+                }
+            }
+            in_service.insert(task.id.clone());
+        }
+        (in_service, next_deadline)
+    }
+
+    /// Of every ended task, the nodes whose tables may still hold its addresses: also those without a
+    /// session, which serve what they had.
+    fn held_by(&self, state: &State, subscribed: &Subscriptions) -> BTreeMap<TaskId, BTreeSet<NodeId>> {
+        let ended = state.tasks().filter(|task| task.status.state.is_terminal() && !task.released);
+        let holders = |task: &Task| {
+            let endpoint = EndpointId::from(&task.id);
+            let mut holders = BTreeSet::new();
+            for network in task.attachments.iter().map(|attachment| &attachment.network) {
+                if self.tables.get(network).is_none() {
+                    continue;
+                }
+                let gone = self.tables.gone_since(network, &endpoint);
+                let holds =
+                    |node: &&NodeId| gone.is_none_or(|gone| !self.in_force.covers(node, network, gone));
+                holders.extend(subscribed.nodes(network).filter(holds).cloned());
+            }
+            holders
         };
-        ended.filter(unheld).map(|task| task.id.clone()).collect()
+        ended.map(|task| (task.id.clone(), holders(task))).collect()
+    }
+
+    /// The resting addresses that nodes are without which were down when the addresses were freed: they
+    /// have a newer table now, or none.
+    fn let_go(&self, state: &State, subscribed: &Subscriptions) -> BTreeSet<(NetworkId, IpAddr, NodeId)> {
+        let mut let_go = BTreeSet::new();
+        for network in state.networks() {
+            let current = self.tables.get(&network.id).map(|table| table.version());
+            let is_without = |node: &&NodeId, since: TableVersion| {
+                let acked = self.in_force.version(node, &network.id);
+                let newer = acked.is_some_and(|acked| acked.covers(since) || Some(acked) == current);
+                self.sessions.contains_key(*node) && (newer || !subscribed.has(node, &network.id))
+            };
+            for resting in network.state.iter().flat_map(|state| &state.resting) {
+                let nodes = resting.holders.iter().filter(|node| is_without(node, resting.since));
+                let_go.extend(nodes.map(|node| (network.id.clone(), resting.address, node.clone())));
+            }
+        }
+        let_go
     }
 }
 
-/// Every connected node that has the network has this version, or a later one, in force.
-fn all_acked(
-    sessions: &BTreeMap<NodeId, Session>,
-    subscribed: &BTreeMap<NodeId, BTreeSet<NetworkId>>,
-    network: &NetworkId,
-    version: TableVersion,
-) -> bool {
-    sessions.iter().all(|(node, session)| {
-        let subscribes = subscribed.get(node).is_some_and(|networks| networks.contains(network));
-        !subscribes || session.acked.get(network).is_some_and(|acked| acked.covers(version))
-    })
+/// The nodes that a task waits for: those that have its networks, are not silent, and have not got to
+/// the version in question. Every one of them, while there is no such version yet.
+fn stale(
+    state: &State,
+    task: &Task,
+    subscribed: &Subscriptions,
+    in_force: &InForce,
+    since: impl Fn(&NetworkId) -> Option<TableVersion>,
+) -> BTreeSet<NodeId> {
+    let mut stale = BTreeSet::new();
+    for network in task.attachments.iter().map(|attachment| &attachment.network) {
+        if state.network(network).is_none() {
+            continue;
+        }
+        let since = since(network);
+        let is_stale = |node: &&NodeId| {
+            is_awaited(state, node) && since.is_none_or(|since| !in_force.covers(node, network, since))
+        };
+        stale.extend(subscribed.nodes(network).filter(is_stale).cloned());
+    }
+    stale
+}
+
+/// The nodes that nobody waits for.
+fn unasked<'a>(state: &State, task: &'a Task, subscribed: &'a Subscriptions) -> BTreeSet<&'a NodeId> {
+    let networks = task.attachments.iter().map(|attachment| &attachment.network);
+    networks.flat_map(|network| subscribed.nodes(network)).filter(|node| !is_awaited(state, node)).collect()
 }
 
 impl NodeView {
@@ -231,3 +318,6 @@ impl NodeView {
             && self.tasks.iter().zip(&other.tasks).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::frames::Sent;
 use super::hub::NodeView;
 use super::{Dispatcher, Event, Report};
+use crate::plan::Patience;
 
 /// Frames on their way to the node before the session waits for it.
 const FRAMES_MAX: usize = 16;
@@ -25,8 +26,6 @@ const FRAMES_MAX: usize = 16;
 const ORDERS_MAX: usize = 256;
 /// A node says hello at once.
 const HELLO_WAIT_MAX: Duration = Duration::from_secs(10);
-/// A session silent for so many heartbeat periods has ended.
-const SILENT_PERIODS: u32 = 3;
 
 pub(super) struct Sessions(pub(super) Arc<Dispatcher>);
 
@@ -57,7 +56,8 @@ struct Greeted {
     node: NodeId,
     description: NodeDescription,
     held: BTreeMap<NetworkId, TableVersion>,
-    heartbeat: Duration,
+    /// A session silent for so long has ended.
+    silence: Duration,
 }
 
 impl Sessions {
@@ -69,15 +69,19 @@ impl Sessions {
         let node = NodeId::new(&hello.node_id);
         let state = self.0.shared.state();
         if state.node(&node).is_none() {
-            return Err(Status::permission_denied(format!("{node} is not a member of the cluster")));
+            return Err(not_a_member(&node));
         }
         let description = decode(&hello.description).map_err(malformed)?;
         let held = hello.held.iter().map(TableAck::parts).collect();
-        let heartbeat = state.cluster().map(|cluster| cluster.spec.heartbeat_period).unwrap_or_default();
-        let heartbeat_period_ms = u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX);
+        let patience = Patience::of(&state);
+        let heartbeat_period_ms = u64::try_from(patience.beat.as_millis()).unwrap_or(u64::MAX);
         let welcome = Welcome { protocol, heartbeat_period_ms };
-        Ok((welcome, Greeted { node, description, held, heartbeat }))
+        Ok((welcome, Greeted { node, description, held, silence: patience.down }))
     }
+}
+
+fn not_a_member(node: &NodeId) -> Status {
+    Status::permission_denied(format!("{node} is not a member of the cluster"))
 }
 
 fn malformed(error: MalformedPayload) -> Status {
@@ -98,7 +102,7 @@ async fn run(
     inbound: Streaming<NodeMessage>,
     down: mpsc::Sender<Result<ManagerMessage, Status>>,
 ) {
-    let Greeted { node, description, held, heartbeat } = greeted;
+    let Greeted { node, description, held, silence } = greeted;
     let id = dispatcher.next_session.fetch_add(1, Ordering::Relaxed);
     let (view, views) = watch::channel(Arc::default());
     let (outlet, orders) = mpsc::channel(ORDERS_MAX);
@@ -109,12 +113,14 @@ async fn run(
     }
     let requests = Requests::default();
     let stop = dispatcher.shared.stop.clone();
-    let silence = heartbeat.max(Duration::from_millis(100)) * SILENT_PERIODS;
-    let ended = tokio::select! {
+    let mut ended = tokio::select! {
         ended = receive(&dispatcher, &node, id, inbound, &requests, silence) => ended,
         ended = send(&down, welcome, Sent::holding(held), views, orders, &requests) => ended,
         () = stop.cancelled() => Some(Status::unavailable("the manager is stopping")),
     };
+    if ended.is_some() && dispatcher.shared.state().node(&node).is_none() {
+        ended = Some(not_a_member(&node));
+    }
     if let Some(status) = ended {
         tracing::debug!(%node, %status, "session ended");
         // The node may not be reading any more.

@@ -120,18 +120,25 @@ impl FakeNode {
         self.up.send(NodeMessage { message: Some(message) }).await.unwrap();
     }
 
-    /// Takes frames until the condition holds.
+    /// Takes frames until the condition holds, and sends heartbeats meanwhile.
     async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
+        let mut beat = tokio::time::interval(Duration::from_millis(500));
         while !condition(self) {
-            let frame = tokio::time::timeout_at(deadline, self.down.message()).await;
+            let frame = tokio::select! {
+                frame = tokio::time::timeout_at(deadline, self.down.message()) => frame,
+                _ = beat.tick() => {
+                    self.say(Up::Heartbeat(Heartbeat {})).await;
+                    continue;
+                }
+            };
             self.take(frame.expect("told in time").unwrap().expect("still connected"));
         }
     }
 
     fn take(&mut self, frame: ManagerMessage) {
         match frame.message.unwrap() {
-            Down::Welcome(welcome) => assert_eq!((welcome.protocol, welcome.heartbeat_period_ms), (1, 5000)),
+            Down::Welcome(welcome) => assert_eq!((welcome.protocol, welcome.heartbeat_period_ms), (1, 1000)),
             Down::Table(table) => {
                 let table: NetworkTable = decode(&table).unwrap();
                 self.snapshots += 1;
@@ -190,7 +197,7 @@ async fn a_task_lives_drains_and_is_forgotten_through_the_session() {
     let ingress = || manager.state().ingress_network().unwrap().id.clone();
     node.until(|node| node.complete && node.tables.len() == 1).await;
     assert!(node.tables.contains_key(&ingress()), "every node has the ingress table");
-    until(manager, || manager.state().nodes().all(|node| node.status.ready)).await;
+    until(manager, || manager.state().nodes().all(|node| !node.is_silent())).await;
 
     let net = create_network(manager).await;
     let web = manager.create_service(spec("web", 2, &[&net])).await.unwrap().id;

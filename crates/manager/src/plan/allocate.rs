@@ -58,7 +58,7 @@ fn nodes(planner: &mut Planner<'_>, addresses: &mut Addresses) {
         let mut node = (*node).clone();
         match attachment {
             Ok(attachment) => {
-                keep(&mut planner.draft, &ingress.id, attachment.address.addr());
+                keep_all(&mut planner.draft, &attachment);
                 node.ingress = Some(attachment);
             }
             Err(error) => tracing::warn!(node = %node.id, %error, "the node takes no published ports"),
@@ -246,9 +246,15 @@ fn attachments(
         }
     }
     for attachment in &attachments {
-        keep(&mut planner.draft, &attachment.network, attachment.address.addr());
+        keep_all(&mut planner.draft, attachment);
     }
     Ok(attachments)
+}
+
+fn keep_all(draft: &mut Draft, attachment: &Attachment) {
+    for address in [Some(attachment.address), attachment.address_v6].into_iter().flatten() {
+        keep(draft, &attachment.network, address.addr());
+    }
 }
 
 fn attach(

@@ -1,5 +1,8 @@
 //! Placement constraints: `node.labels.zone==a`, `node.role!=manager`.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use shoal_model::{Node, NodeRole};
 
 /// One condition on a node.
@@ -40,9 +43,9 @@ impl Constraint {
         let description = &node.description;
         let is = |actual: &str| actual.eq_ignore_ascii_case(&self.value);
         let same = match lower.as_str() {
-            "node.id" => node.id.as_str() == self.value,
+            "node.id" => is(node.id.as_str()),
             "node.hostname" => is(&description.hostname),
-            "node.ip" => node.status.address.to_string() == self.value,
+            "node.ip" => self.is_address(node.status.address),
             "node.role" => is(match node.spec.role {
                 NodeRole::Worker => "worker",
                 NodeRole::Manager => "manager",
@@ -62,5 +65,61 @@ impl Constraint {
             }
         };
         same == self.equal
+    }
+
+    /// The value is this address, or a subnet that it is in.
+    fn is_address(&self, address: IpAddr) -> bool {
+        let subnet = || self.value.parse::<IpNet>().is_ok_and(|subnet| subnet.contains(&address));
+        self.value.parse() == Ok(address) || subnet()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::World;
+
+    #[test]
+    fn constraints_hold_as_swarmkits() {
+        let mut node = Node::clone(World::new(1).state.nodes().next().unwrap());
+        node.id = "abc".into();
+        node.description.hostname = "Alpha".into();
+        node.description.os = "linux".into();
+        node.description.architecture = "x86_64".into();
+        node.description.engine_labels.insert("disk".into(), "ssd".into());
+        node.spec.labels.insert("Zone".into(), "a".into());
+        let all = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| text.to_string()).collect();
+            let constraints = Constraint::parse_all(&texts).unwrap();
+            constraints.iter().map(|constraint| constraint.holds(&node)).collect::<Vec<_>>()
+        };
+        let held = [
+            "node.id==ABC",
+            "node.hostname==alpha",
+            "NODE.HOSTNAME != beta",
+            "node.ip==192.0.2.1",
+            "node.ip==192.0.2.0/24",
+            "node.ip!=198.51.100.0/24",
+            "node.role==manager",
+            "node.platform.os==Linux",
+            "node.platform.arch==x86_64",
+            "node.labels.Zone==A",
+            "node.labels.missing!=a",
+            "engine.labels.disk==ssd",
+        ];
+        assert_eq!(all(&held), [true; 12], "values compare without case");
+        let violated = [
+            "node.id==ab",
+            "node.ip==192.0.2.2",
+            "node.ip!=192.0.2.0/24",
+            "node.role!=manager",
+            // Label keys keep their case.
+            "node.labels.zone==a",
+            "node.labels.missing==a",
+            // Of a key that is not known nothing holds.
+            "node.colour==red",
+            "node.colour!=red",
+        ];
+        assert_eq!(all(&violated), [false; 8]);
     }
 }

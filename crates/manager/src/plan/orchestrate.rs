@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shoal_model::{Meta, NodeId, RestartCondition, Service, Task, TaskId, TaskState, TaskStatus};
+use shoal_model::{
+    Availability, Meta, Node, NodeId, RestartCondition, Service, Task, TaskId, TaskSpec, TaskState,
+    TaskStatus,
+};
 
 use super::slots::{Slot, is_wanted, slots};
-use super::{Planner, after, keeps_tasks};
+use super::{Constraint, Planner, after, failures, keeps_tasks};
 
 /// A replacement waits at most so long for the task before it to stop.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -47,6 +50,7 @@ pub(super) fn create(
     start_after: Option<Timestamp>,
 ) {
     let now = planner.now.wall;
+    let failures = failures::inherited(planner.state(), service, slot, now);
     let task = Task {
         id: TaskId::new(planner.ids.object_id()),
         meta: Meta::new(now),
@@ -61,6 +65,7 @@ pub(super) fn create(
         attachments: Vec::new(),
         released: false,
         start_after,
+        failures,
     };
     planner.put_task(task);
 }
@@ -69,7 +74,7 @@ pub(super) fn create(
 enum End {
     /// It ended by itself, or its node wants it out of service.
     Own,
-    /// Its node is gone, silent or drained.
+    /// Its node is gone, down or drained, or does not fulfil its constraints any more.
     Node,
 }
 
@@ -77,8 +82,23 @@ fn end_of(planner: &Planner<'_>, task: &Task) -> Option<End> {
     if task.status.state.is_terminal() || task.status.draining {
         return Some(End::Own);
     }
-    let node = task.node.as_ref()?;
-    (!keeps_tasks(planner.state().node(node))).then_some(End::Node)
+    let node = planner.state().node(task.node.as_ref()?);
+    let stays = node.is_some_and(|node| keeps_tasks(node) && !is_misplaced(planner, task, node));
+    (!stays).then_some(End::Node)
+}
+
+/// SwarmKit's constraint enforcer: the node was changed, and the task would not be put there any more.
+/// Constraints that were changed are a matter of the update.
+fn is_misplaced(planner: &Planner<'_>, task: &Task, node: &Node) -> bool {
+    if node.spec.availability != Availability::Active {
+        return false;
+    }
+    let violates = |spec: &TaskSpec| {
+        let constraints = Constraint::parse_all(&spec.placement.constraints).unwrap_or_default();
+        !constraints.iter().all(|constraint| constraint.holds(node))
+    };
+    let declared = planner.state().service(&task.service);
+    violates(&task.spec) && declared.is_none_or(|service| violates(&service.spec.task))
 }
 
 fn replace_ended(planner: &mut Planner<'_>, service: &Service) {
@@ -192,7 +212,7 @@ fn waits_for_another(planner: &mut Planner<'_>, task: &Task) -> bool {
             && other.id != task.id
             && !is_wanted(other)
             && !other.status.state.is_terminal()
-            && other.node.as_ref().and_then(|node| state.node(node)).is_some_and(|node| node.status.ready)
+            && other.node.as_ref().and_then(|node| state.node(node)).is_some_and(|node| !node.is_down())
     });
     let since = task.start_after.unwrap_or(task.meta.created);
     stopping && !planner.is_past(after(since, STOP_WAIT_MAX))

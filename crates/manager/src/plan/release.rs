@@ -1,13 +1,15 @@
 //! The end of things: addresses are let go of, old tasks and removed services are forgotten.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shoal_model::{ObjectKey, Task, TaskState};
+use shoal_model::{Attachment, Network, NodeId, Object, ObjectKey, Resting, TableVersion, Task, TaskState};
 
 use super::Planner;
 use super::slots::{is_wanted, slots};
 
 pub(super) fn plan(planner: &mut Planner<'_>) {
+    wake_rested(planner);
     for task in planner.tasks() {
         release(planner, &task);
     }
@@ -26,14 +28,72 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
     }
 }
 
-/// An ended task's addresses may be handed out again once no node sends anything to them.
+/// An ended task's addresses may be handed out again once no node sends anything to them. Nodes that are
+/// down cannot say so: for them the addresses rest.
 fn release(planner: &mut Planner<'_>, task: &Arc<Task>) {
-    let unheld =
-        task.attachments.is_empty() || task.node.is_none() || planner.observed.let_go.contains(&task.id);
-    if task.status.state.is_terminal() && !task.released && unheld {
-        let mut task = Task::clone(task);
-        task.released = true;
-        planner.put_task(task);
+    if task.released || !task.status.state.is_terminal() {
+        return;
+    }
+    let on_networks = task.node.is_some() && !task.attachments.is_empty();
+    let held_by = planner.observed.held_by.get(&task.id);
+    let Some(holders) = held_by.cloned().or((!on_networks).then(BTreeSet::new)) else { return };
+    let holders = planner.possible_holders(holders);
+    let down = |node: &NodeId| planner.state().node(node).is_some_and(|node| node.is_down());
+    if !holders.iter().all(down) {
+        return;
+    }
+    let mut task = Task::clone(task);
+    task.released = true;
+    let attachments = task.attachments.clone();
+    planner.put_task(task);
+    if !holders.is_empty() {
+        for attachment in attachments {
+            rest(planner, &attachment, &holders);
+        }
+    }
+}
+
+fn rest(planner: &mut Planner<'_>, attachment: &Attachment, holders: &BTreeSet<NodeId>) {
+    let epoch = planner.state().cluster().map_or(0, |cluster| cluster.epoch);
+    let since = TableVersion { epoch, revision: planner.state().revision() };
+    let Some(network) = planner.state().network(&attachment.network) else { return };
+    let mut network = Network::clone(network);
+    let Some(state) = &mut network.state else { return };
+    let addresses = [Some(attachment.address), attachment.address_v6];
+    for address in addresses.into_iter().flatten().map(|address| address.addr()) {
+        state.resting.push(Resting { address, since, holders: holders.clone() });
+    }
+    planner.draft.put(Object::Network(network));
+}
+
+/// Addresses have rested when every node that may have held them is back and without them, or is given
+/// up.
+fn wake_rested(planner: &mut Planner<'_>) {
+    let networks: Vec<_> = planner.state().networks().cloned().collect();
+    for network in networks {
+        if network.state.as_ref().is_none_or(|state| state.resting.is_empty()) {
+            continue;
+        }
+        let mut network = Network::clone(&network);
+        let Some(state) = &mut network.state else { continue };
+        for resting in &mut state.resting {
+            let let_go = |node: &NodeId| {
+                let known = (network.id.clone(), resting.address, node.clone());
+                planner.observed.let_go.contains(&known)
+            };
+            resting.holders.retain(|node| !let_go(node));
+            resting.holders = planner.possible_holders(std::mem::take(&mut resting.holders));
+        }
+        state.resting.retain(|resting| !resting.holders.is_empty());
+        planner.draft.put(Object::Network(network));
+    }
+}
+
+impl Planner<'_> {
+    /// Without nodes that are no members any more, or have been down for too long.
+    fn possible_holders(&mut self, mut holders: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        holders.retain(|node| self.state().node(node).cloned().is_some_and(|node| !self.is_lost(&node)));
+        holders
     }
 }
 

@@ -9,11 +9,12 @@ use shoal_model::{
 };
 
 use super::slots::is_wanted;
-use super::{Constraint, Planner};
+use super::{Constraint, Planner, failures};
 
 /// What a node carries already.
 #[derive(Default)]
 struct Load {
+    /// Tasks that are to go on.
     tasks: u64,
     by_service: BTreeMap<ServiceId, u64>,
     nano_cpus: u64,
@@ -67,8 +68,12 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
             (node.id.clone(), load)
         })
         .collect();
+    let mut failures: BTreeMap<ServiceId, BTreeMap<NodeId, usize>> = BTreeMap::new();
     for task in pending {
-        let chosen = choose(&nodes, &loads, &task);
+        let failures = failures
+            .entry(task.service.clone())
+            .or_insert_with(|| failures::by_node(planner.state(), &task.service, planner.now.wall));
+        let chosen = choose(&nodes, &loads, failures, &task);
         let mut task = Task::clone(&task);
         match chosen {
             Ok(node) => {
@@ -87,8 +92,11 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
 
 impl Load {
     fn add(&mut self, task: &Task) {
-        self.tasks += 1;
-        *self.by_service.entry(task.service.clone()).or_default() += 1;
+        if is_wanted(task) {
+            self.tasks += 1;
+            *self.by_service.entry(task.service.clone()).or_default() += 1;
+        }
+        // What is on its way out still takes its part.
         self.nano_cpus += task.spec.resources.reserve_nano_cpus;
         self.memory += task.spec.resources.reserve_memory;
         self.host_ports.extend(host_ports(task));
@@ -100,19 +108,28 @@ fn host_ports(task: &Task) -> impl Iterator<Item = (Protocol, u16)> {
     host.map(|port| (port.protocol, port.published))
 }
 
-fn choose(nodes: &[Arc<Node>], loads: &BTreeMap<NodeId, Load>, task: &Task) -> Result<NodeId, String> {
+/// SwarmKit's order: a node on which the service keeps failing comes last, then the one with the fewest
+/// tasks of the service comes first, then the one with the fewest tasks.
+fn choose(
+    nodes: &[Arc<Node>],
+    loads: &BTreeMap<NodeId, Load>,
+    failures: &BTreeMap<NodeId, usize>,
+    task: &Task,
+) -> Result<NodeId, String> {
     let empty = Load::default();
     let load = |node: &Node| loads.get(&node.id).unwrap_or(&empty);
     let constraints = Constraint::parse_all(&task.spec.placement.constraints)?;
     let mut refusals: BTreeMap<Refusal, usize> = BTreeMap::new();
-    let mut best: Option<((u64, u64), &NodeId)> = None;
+    let mut best: Option<((usize, u64, u64), &NodeId)> = None;
     for node in nodes {
         if let Some(refusal) = refusal(node, load(node), &constraints, task) {
             *refusals.entry(refusal).or_default() += 1;
             continue;
         }
         let load = load(node);
-        let rank = (load.by_service.get(&task.service).copied().unwrap_or_default(), load.tasks);
+        let failed = failures.get(&node.id).copied().filter(|count| *count >= failures::MANY);
+        let of_service = load.by_service.get(&task.service).copied().unwrap_or_default();
+        let rank = (failed.unwrap_or_default(), of_service, load.tasks);
         if best.is_none_or(|(least, _)| rank < least) {
             best = Some((rank, &node.id));
         }
@@ -125,7 +142,7 @@ fn refusal(node: &Node, load: &Load, constraints: &[Constraint], task: &Task) ->
     let description = &node.description;
     let fits =
         |reserved: u64, carried: u64, total: u64| reserved == 0 || carried.saturating_add(reserved) <= total;
-    if !node.status.ready || node.spec.availability != Availability::Active {
+    if node.is_silent() || node.spec.availability != Availability::Active {
         return Some(Refusal::NotReady);
     }
     if !fits(resources.reserve_nano_cpus, load.nano_cpus, description.nano_cpus)

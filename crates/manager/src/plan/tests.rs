@@ -209,27 +209,128 @@ fn a_rolling_update_replaces_one_at_a_time() {
     assert!(after.iter().all(|task| !before.contains(&task.id) && task.spec.container.env == ["A=1"]));
 }
 
+fn condition(world: &World, node: &NodeId) -> (NodeCondition, String) {
+    let status = &world.state.node(node).unwrap().status;
+    (status.condition, status.message.clone())
+}
+
 #[test]
-fn a_node_not_heard_of_is_down_after_the_grace() {
+fn a_silent_node_is_suspect_after_three_beats_and_down_after_three_periods() {
+    use NodeCondition::{Down, Ready, Suspect};
     let mut world = World::new(2);
+    let lost = NodeId::from("node-1");
     let web = world.service(spec("web", 4, &[])).unwrap();
     world.run(2);
-    let lost = NodeId::from("node-1");
     assert_eq!(world.state.node_tasks(&lost).count(), 2);
-    // Heard of last one second ago.
-    world.pass(Duration::from_secs(13));
-    let others: Vec<_> = world.observed.sessions.keys().filter(|node| **node != lost).cloned().collect();
-    for node in others {
-        world.observed.sessions.get_mut(&node).unwrap().last_heard = world.now.monotonic;
+    world.hear_from_nodes();
+    world.lost.insert(lost.clone());
+    let silent = |world: &mut World, millis| {
+        world.pass(Duration::from_millis(millis));
+        world.hear_from_nodes();
+        world.settle()
+    };
+    // Its session may be gone for a moment: nothing follows from that.
+    world.observed.sessions.get_mut(&lost).unwrap().live = false;
+    let revision = world.state.revision();
+    assert_eq!(silent(&mut world, 2_999), Some(world.now.monotonic + Duration::from_millis(1)));
+    assert_eq!(world.state.revision(), revision, "a heartbeat that fails to come is no change");
+    silent(&mut world, 1);
+    let said = "silent for 3 s: its tasks get no new connections".to_owned();
+    assert_eq!(condition(&world, &lost), (Suspect, said.clone()));
+    assert!(world.state.tasks().all(|task| task.desired == TaskState::Running), "its tasks stay");
+    silent(&mut world, 11_999);
+    assert_eq!(condition(&world, &lost), (Suspect, said));
+    silent(&mut world, 1);
+    assert_eq!(condition(&world, &lost), (Down, "heartbeat failure".to_owned()));
+    assert_eq!(world.state.node(&lost).unwrap().status.since, world.now.wall);
+    for task in world.state.node_tasks(&lost) {
+        assert_eq!((task.desired, task.status.state), (TaskState::Shutdown, TaskState::Running));
     }
+    let wanted = |task: &&Arc<Task>| task.desired <= TaskState::Running;
+    assert_eq!(world.state.service_tasks(&web).filter(wanted).count(), 4, "replaced at once");
+    world.run(3);
+    assert_eq!(world.serving(&web).len(), 4);
+    assert!(world.state.node_tasks(&lost).all(|task| task.status.state == TaskState::Running));
+    world.lost.clear();
+    world.hear_from_nodes();
     world.settle();
-    assert!(world.state.node(&lost).unwrap().status.ready);
-    world.pass(Duration::from_secs(2));
+    assert_eq!(condition(&world, &lost), (Ready, String::new()));
+    world.run(3);
+    assert!(world.state.node_tasks(&lost).all(|task| task.status.state == TaskState::Shutdown));
+    assert_eq!(world.serving(&web).len(), 4);
+    assert!(world.serving(&web).iter().all(|task| task.node.as_ref() != Some(&lost)), "no rebalancing");
+}
+
+#[test]
+fn a_new_term_gives_every_node_the_whole_grace_and_makes_none_well() {
+    use NodeCondition::{Down, Ready, Suspect};
+    let mut world = World::new(4);
+    world.run(1);
+    let [suspect, down, away] = ["node-1", "node-2", "node-3"].map(NodeId::from);
+    for (id, condition) in [(&suspect, Suspect), (&down, Down)] {
+        let mut node = Node::clone(world.state.node(id).unwrap());
+        node.status.condition = condition;
+        world.put(Object::Node(node));
+    }
+    let new_term = |world: &mut World| {
+        world.observed = Observed::default();
+        world.now.monotonic = Duration::ZERO;
+        world.settle()
+    };
+    new_term(&mut world);
+    world.pass(Duration::from_millis(14_999));
     world.settle();
-    let node = world.state.node(&lost).unwrap();
-    assert_eq!((node.status.ready, node.status.message.as_str()), (false, "heartbeat failure"));
-    let live = |task: &&Arc<Task>| task.desired <= TaskState::Running;
-    assert!(world.state.service_tasks(&web).filter(live).all(|task| task.node.as_ref() != Some(&lost)));
+    let conditions = |world: &World| [&suspect, &down, &away].map(|id| condition(world, id).0);
+    assert_eq!(conditions(&world), [Suspect, Down, Ready]);
+    world.pass(Duration::from_millis(1));
+    world.settle();
+    assert_eq!(conditions(&world), [Down, Down, Down]);
+    assert_eq!(condition(&world, &away).1, "heartbeat failure for node in \"unknown\" state");
+    new_term(&mut world);
+    world.hear_from_nodes();
+    world.settle();
+    assert_eq!(conditions(&world), [Ready, Ready, Ready]);
+}
+
+#[test]
+fn tasks_of_a_node_that_is_down_for_a_day_or_removed_are_given_up() {
+    let mut world = World::new(3);
+    let net = world.network("mynet", None).unwrap();
+    let web = world.service(spec("web", 3, &[&net])).unwrap();
+    world.run(2);
+    let (lost, removed) = (NodeId::from("node-1"), NodeId::from("node-2"));
+    let task_of = |world: &World, node| {
+        let task = world.state.node_tasks(node).find(|task| task.service == web).unwrap().clone();
+        (task.status.state, task.status.error.clone(), task.released)
+    };
+    world.lost = BTreeSet::from([lost.clone(), removed.clone()]);
+    world.pass(Duration::from_secs(15));
+    world.hear_from_nodes();
+    let task = world.state.node_tasks(&removed).next().unwrap().id.clone();
+    world.settle();
+    world.control(|draft, _, _| control::remove_node(draft, &removed, false)).unwrap();
+    world.settle();
+    let given_up = world.state.task(&task).unwrap().status.clone();
+    assert_eq!(given_up.state, TaskState::Orphaned);
+    assert_eq!(given_up.error, "its node is no longer a member of the cluster");
+
+    assert_eq!(task_of(&world, &lost).0, TaskState::Running);
+    // The leader changes meanwhile; the day is one of the wall clock.
+    world.now.monotonic = Duration::ZERO;
+    world.hear_from_nodes();
+    world.observed.sessions.remove(&lost);
+    world.now.wall = world.now.wall.checked_add(Duration::from_secs(24 * 3600 - 1)).unwrap();
+    assert_eq!(world.settle(), Some(Duration::from_secs(1)));
+    assert_eq!(task_of(&world, &lost).0, TaskState::Running);
+    world.pass(Duration::from_secs(1));
+    world.hear_from_nodes();
+    world.settle();
+    world.hear_from_nodes();
+    world.settle();
+    assert_eq!(
+        task_of(&world, &lost),
+        (TaskState::Orphaned, "its node has been down for too long".into(), true)
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -239,6 +340,8 @@ enum Step {
     Force { service: u8 },
     End { task: usize, failed: bool },
     Drain { task: usize },
+    Lose { node: usize },
+    Return,
     Agents,
     Pass(u64),
 }
@@ -254,9 +357,11 @@ fn step() -> impl Strategy<Value = Step> {
         (0u8..4).prop_map(|service| Step::Force { service }),
         (any::<usize>(), any::<bool>()).prop_map(|(task, failed)| Step::End { task, failed }),
         any::<usize>().prop_map(|task| Step::Drain { task }),
+        any::<usize>().prop_map(|node| Step::Lose { node }),
+        Just(Step::Return),
         Just(Step::Agents),
         Just(Step::Agents),
-        (1u64..8).prop_map(Step::Pass),
+        (1u64..16).prop_map(Step::Pass),
     ]
 }
 
@@ -301,6 +406,12 @@ impl World {
                     self.put(Object::Task(task));
                 }
             }
+            Step::Lose { node } => {
+                let node = self.state.nodes().nth(node % self.state.nodes().count()).unwrap().id.clone();
+                self.lost.insert(node.clone());
+                self.observed.sessions.get_mut(&node).unwrap().live = false;
+            }
+            Step::Return => self.lost.clear(),
             Step::Agents => self.agents_step(),
             Step::Pass(seconds) => self.pass(Duration::from_secs(seconds)),
         }
@@ -320,6 +431,7 @@ proptest! {
         for step in &steps {
             world.take(step, &net);
         }
+        world.lost.clear();
         world.run(80);
         for service in world.state.all_services() {
             prop_assert!(!service.removing, "{} is not gone", service.spec.name);

@@ -78,7 +78,7 @@ fn progress(planner: &mut Planner<'_>, service: &Service, slot: &Slot) -> Progre
         return Progress::UpToDate;
     }
     let older: Vec<&Arc<Task>> = slot.iter().filter(|task| task.id != newest.id).collect();
-    if newest.status.state < TaskState::Running {
+    if newest.status.state < TaskState::Running || !planner.is_in_service(newest) {
         return Progress::Underway;
     }
     for task in &older {

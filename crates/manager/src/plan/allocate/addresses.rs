@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use shoal_model::{AddressPool, Attachment, Network, NetworkId, Object};
+use shoal_model::{AddressPool, Attachment, Network, NetworkId, NodeId, Object};
 use shoal_store::State;
 
 use super::super::Draft;
@@ -28,6 +28,8 @@ pub(crate) enum Exhausted {
 #[derive(Default)]
 pub(crate) struct Addresses {
     used: BTreeMap<NetworkId, HashSet<IpAddr>>,
+    /// Resting addresses that this plan hands out.
+    woken: HashSet<(NetworkId, IpAddr)>,
 }
 
 impl Addresses {
@@ -48,13 +50,30 @@ impl Addresses {
             pools.iter().filter(|pool| pool.subnet.addr().is_ipv6() == v6).collect();
         let last = network.state.as_ref().and_then(|state| state.last_address);
         let last = last.filter(|last| last.is_ipv6() == v6);
-        let Some(found) = next_free(&family, last, used) else {
+        if let Some(found) = next_free(&family, last, used) {
+            used.insert(found.addr());
+            return Ok(found);
+        }
+        let Some(found) = self.wake(draft, &network, &family) else {
             let subnets: Vec<String> = family.iter().map(|pool| pool.subnet.to_string()).collect();
             let name = network.spec.name.clone();
             return Err(Exhausted::Full { name, subnets: subnets.join(", ") });
         };
-        used.insert(found.addr());
         Ok(found)
+    }
+
+    /// The address that has rested longest, of those that only nodes which are down may still send to.
+    fn wake(&mut self, draft: &Draft, network: &Network, family: &[&AddressPool]) -> Option<IpNet> {
+        let down = |node: &NodeId| draft.state().node(node).is_none_or(|node| node.is_down());
+        let mut resting = network.state.iter().flat_map(|state| &state.resting);
+        let found = resting.find_map(|resting| {
+            let pool = family.iter().find(|pool| pool.subnet.contains(&resting.address))?;
+            let free = resting.holders.iter().all(down)
+                && !self.woken.contains(&(network.id.clone(), resting.address));
+            free.then(|| with_prefix(resting.address, pool.subnet))
+        })?;
+        self.woken.insert((network.id.clone(), found.addr()));
+        Some(found)
     }
 
     /// Takes back what was handed out in this plan.
@@ -66,19 +85,26 @@ impl Addresses {
     }
 
     pub(super) fn free(&mut self, network: &NetworkId, address: IpAddr) {
+        // One that rests goes on resting.
+        if self.woken.remove(&(network.clone(), address)) {
+            return;
+        }
         if let Some(used) = self.used.get_mut(network) {
             used.remove(&address);
         }
     }
 }
 
-/// An address that was handed out has a holder: the next search begins behind it. What is given back
-/// leaves no trace, so that an attempt that fails is no change.
+/// An address that was handed out has a holder: it rests no more, and the next search begins behind it.
+/// What is given back leaves no trace, so that an attempt that fails is no change.
 pub(super) fn keep(draft: &mut Draft, id: &NetworkId, address: IpAddr) {
     let Some(network) = draft.state().network(id) else { return };
     let mut network = Network::clone(network);
-    if let Some(state) = network.state.as_mut().filter(|_| address.is_ipv4()) {
-        state.last_address = Some(address);
+    if let Some(state) = &mut network.state {
+        state.resting.retain(|resting| resting.address != address);
+        if address.is_ipv4() {
+            state.last_address = Some(address);
+        }
         draft.put(Object::Network(network));
     }
 }
@@ -94,6 +120,7 @@ fn in_use(state: &State, network: &Network) -> HashSet<IpAddr> {
     let mut used = HashSet::new();
     let pools = network.state.iter().flat_map(|state| &state.pools);
     used.extend(pools.filter_map(|pool| pool.gateway));
+    used.extend(network.state.iter().flat_map(|state| &state.resting).map(|resting| resting.address));
     for service in state.network_services(&network.id) {
         let vips = service.endpoint.virtual_ips.iter();
         used.extend(vips.filter(|vip| vip.network == network.id).map(|vip| vip.address.addr()));

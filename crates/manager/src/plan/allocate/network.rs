@@ -46,7 +46,7 @@ pub(crate) fn network(draft: &mut Draft, id: &NetworkId, ids: &mut IdGenerator) 
         pool.gateway = pool.gateway.or_else(|| first_host(pool.subnet));
     }
     let vni = free_vni(draft.state())?;
-    network.state = Some(NetworkState { vni, pools, last_address: None });
+    network.state = Some(NetworkState { vni, pools, last_address: None, resting: Vec::new() });
     draft.put(Object::Network(network));
     Ok(())
 }

@@ -10,6 +10,7 @@ use shoal_store::{Event, Expect, Record, Write};
 
 use super::super::*;
 use crate::cluster::begin;
+use crate::table::{Tables, derive};
 use crate::{ControlError, InitOptions, control};
 
 /// A store in memory that compares as the real one does.
@@ -20,6 +21,9 @@ pub(crate) struct World {
     pub(crate) now: Now,
     pub(crate) ids: IdGenerator,
     pub(crate) observed: Observed,
+    /// Nodes that nothing is heard of, and whose agents hear nothing.
+    pub(crate) lost: BTreeSet<NodeId>,
+    tables: Tables,
 }
 
 impl World {
@@ -32,6 +36,8 @@ impl World {
             now,
             ids: IdGenerator::from_seed(1),
             observed: Observed::default(),
+            lost: BTreeSet::new(),
+            tables: Tables::default(),
         };
         let options = InitOptions {
             node_name: "node-0".into(),
@@ -45,6 +51,7 @@ impl World {
         for number in 1..nodes {
             let mut node = Node::clone(world.state.nodes().next().unwrap());
             node.id = NodeId::new(format!("node-{number}"));
+            node.spec.role = NodeRole::Worker;
             node.description.hostname = format!("node-{number}");
             node.ingress = None;
             world.put(Object::Node(node.clone()));
@@ -53,8 +60,9 @@ impl World {
         world
     }
 
+    /// Every node that is not lost is there, and has acknowledged everything.
     pub(crate) fn hear_from_nodes(&mut self) {
-        for node in self.state.nodes() {
+        for node in self.state.nodes().filter(|node| !self.lost.contains(&node.id)) {
             let view = SessionView {
                 last_heard: self.now.monotonic,
                 live: true,
@@ -62,6 +70,10 @@ impl World {
             };
             self.observed.sessions.insert(node.id.clone(), view);
         }
+        let ended = self.state.tasks().filter(|task| task.status.state.is_terminal() && !task.released);
+        self.observed.held_by = ended.map(|task| (task.id.clone(), BTreeSet::new())).collect();
+        let serving = self.state.tasks().filter(|task| task.is_serving());
+        self.observed.in_service = serving.map(|task| task.id.clone()).collect();
     }
 
     pub(crate) fn control<T>(
@@ -107,6 +119,7 @@ impl World {
             });
         }
         self.state.apply(self.revision, &events).unwrap();
+        self.tables.update(&self.state);
         self.check();
     }
 
@@ -154,23 +167,30 @@ impl World {
         let held: BTreeSet<String> =
             self.records.keys().filter(|key| key.starts_with("claim/")).cloned().collect();
         assert_eq!(claims, held, "claims are what the objects claim");
+        for network in self.state.networks() {
+            let (kept, full) = (self.tables.get(&network.id), derive(&self.state, &network.id));
+            let same = match (kept, &full) {
+                (Some(kept), Some(full)) => kept.table.same_content(full),
+                (kept, full) => kept.is_none() && full.is_none(),
+            };
+            assert!(same, "the table of {} is not what follows from the state", network.spec.name);
+        }
     }
 
     fn objects(&self) -> impl Iterator<Item = Object> + '_ {
         self.records.keys().filter_map(|key| self.state.object(&ObjectKey::parse(key)?))
     }
 
-    /// Every agent takes each of its tasks one step further; ended tasks are let go of.
+    /// Every agent that is not lost takes each of its tasks one step further.
     pub(crate) fn agents_step(&mut self) {
-        let tasks: Vec<_> = self.state.tasks().cloned().collect();
+        let reached = |task: &&Arc<Task>| task.node.as_ref().is_none_or(|node| !self.lost.contains(node));
+        let tasks: Vec<_> = self.state.tasks().filter(reached).cloned().collect();
         for task in tasks {
             let next = next_state(&task);
             if next != task.status.state {
                 self.report(&task, next);
             }
         }
-        let ended = self.state.tasks().filter(|task| task.status.state.is_terminal());
-        self.observed.let_go = ended.map(|task| task.id.clone()).collect();
     }
 
     pub(crate) fn put(&mut self, object: Object) {
