@@ -216,10 +216,8 @@ impl<H: Host> Session<H> {
                 }
             }
             Down::TableGone(network) => self.node.tables().remove(&NetworkId::new(network)),
-            Down::LogSubscribe(subscribe) => {
-                let tasks = subscribe.task_ids.iter().map(TaskId::new).collect();
-                self.logs.begin(subscribe.subscription, tasks, decode(&subscribe.selector)?);
-            }
+            Down::LogSubscribe(subscribe) => self.logs.begin(&subscribe)?,
+            Down::LogGrant(grant) => self.logs.grant(grant),
             Down::LogUnsubscribe(subscription) => self.logs.end(subscription),
         }
         Ok(())

@@ -8,16 +8,18 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use shoal_model::{LogEntry, LogSelector, NodeId, TaskId};
 use shoal_protocol::session::manager_message::Message;
-use shoal_protocol::session::{LogData, LogSubscribe, ManagerMessage};
+use shoal_protocol::session::{LogData, LogGrant, LogSubscribe, ManagerMessage};
 use shoal_protocol::{decode, encode};
 use tokio::sync::mpsc;
 
 use crate::dispatcher::Dispatcher;
 use crate::{Code, ControlError};
 
-/// Frames of lines that wait for a slow reader. A node's session carries statuses too, so it never
-/// waits for a reader: one that falls behind further is cut off, and told so.
-const FRAMES_MAX: usize = 8192;
+/// Frames that a node may send ahead of the reader. A session carries statuses too, so it never waits
+/// for a reader: the node does, with what lies in its log files.
+const WINDOW: u32 = 16;
+/// The node hears of it when the reader has taken so many of them.
+const GRANT: u32 = WINDOW / 2;
 
 /// The open subscriptions.
 #[derive(Default)]
@@ -27,10 +29,17 @@ pub(crate) struct Logs {
 }
 
 struct Open {
-    lines: mpsc::Sender<(TaskId, Vec<Bytes>)>,
+    lines: mpsc::Sender<Frame>,
     /// Tasks that have more to say, and where they run.
     waiting: BTreeMap<TaskId, NodeId>,
     faults: Faults,
+}
+
+/// Lines of one task, as they came.
+struct Frame {
+    node: NodeId,
+    task: TaskId,
+    entries: Vec<Bytes>,
 }
 
 /// Why the reader did not get everything; it hears of it at the end.
@@ -49,9 +58,9 @@ impl Logs {
         if subscription.waiting.get(&task) != Some(node) {
             return;
         }
-        if !data.entries.is_empty() && subscription.lines.try_send((task.clone(), data.entries)).is_err() {
-            lock(&subscription.faults)
-                .push("the reader is too slow: the rest of the log is left out".to_owned());
+        let frame = Frame { node: node.clone(), task: task.clone(), entries: data.entries };
+        if !frame.entries.is_empty() && subscription.lines.try_send(frame).is_err() {
+            lock(&subscription.faults).push(format!("node {node} sent more than it was granted"));
             open.remove(&data.subscription);
             return;
         }
@@ -80,17 +89,34 @@ fn missing(node: &NodeId) -> String {
     format!("node {node} is not available: the logs of its tasks are incomplete")
 }
 
-/// Ends the subscription when the reader goes away.
+/// A reader's end of a subscription, which ends when the reader goes away.
 struct Subscription {
     id: u64,
-    nodes: Vec<NodeId>,
+    /// Frames taken from each node since it was granted more.
+    taken: BTreeMap<NodeId, u32>,
     dispatcher: Arc<Dispatcher>,
+}
+
+impl Subscription {
+    /// The reader took a frame of this node: it may send another.
+    async fn took(&mut self, node: &NodeId) {
+        let taken = self.taken.entry(node.clone()).or_default();
+        *taken += 1;
+        if *taken < GRANT {
+            return;
+        }
+        let grant = LogGrant { subscription: self.id, frames: std::mem::take(taken) };
+        if let Some(outlet) = self.dispatcher.outlet(node) {
+            // Refused by a session that ended, which ends its subscriptions.
+            let _ = outlet.send(ManagerMessage { message: Some(Message::LogGrant(grant)) }).await;
+        }
+    }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
         lock(&self.dispatcher.logs.open).remove(&self.id);
-        for node in &self.nodes {
+        for node in self.taken.keys() {
             if let Some(outlet) = self.dispatcher.outlet(node) {
                 let message = Some(Message::LogUnsubscribe(self.id));
                 // A session that takes nothing any more ends its subscriptions by ending.
@@ -107,31 +133,33 @@ pub(crate) fn read(
     selector: &LogSelector,
 ) -> impl Stream<Item = Result<(TaskId, LogEntry), ControlError>> + Send + 'static + use<> {
     let id = dispatcher.logs.next.fetch_add(1, Ordering::Relaxed);
-    let (lines, received) = mpsc::channel(FRAMES_MAX);
-    let faults = Faults::default();
     let mut by_node: BTreeMap<NodeId, Vec<String>> = BTreeMap::new();
     for (task, node) in &tasks {
         by_node.entry(node.clone()).or_default().push(task.to_string());
     }
+    let (lines, received) = mpsc::channel(by_node.len().max(1) * WINDOW as usize);
+    let faults = Faults::default();
     if !tasks.is_empty() {
         let subscription = Open { lines, waiting: tasks, faults: faults.clone() };
         lock(&dispatcher.logs.open).insert(id, subscription);
     }
-    let subscription = Subscription { id, nodes: by_node.keys().cloned().collect(), dispatcher };
+    let taken = by_node.keys().map(|node| (node.clone(), 0)).collect();
+    let subscription = Subscription { id, taken, dispatcher };
     for (node, task_ids) in by_node {
-        let subscribe = LogSubscribe { subscription: id, task_ids, selector: encode(selector) };
+        let subscribe =
+            LogSubscribe { subscription: id, task_ids, selector: encode(selector), window: WINDOW };
         let message = ManagerMessage { message: Some(Message::LogSubscribe(subscribe)) };
         let outlet = subscription.dispatcher.outlet(&node);
         if outlet.is_none_or(|outlet| outlet.try_send(message).is_err()) {
             subscription.dispatcher.logs.node_left(&node);
         }
     }
-    let lines =
-        futures::stream::unfold((received, subscription), |(mut received, subscription)| async move {
-            let (task, entries) = received.recv().await?;
-            let lines: Vec<_> = entries.iter().map(|entry| line(&task, entry)).collect();
-            Some((futures::stream::iter(lines), (received, subscription)))
-        });
+    let lines = futures::stream::unfold((received, subscription), |(mut received, mut subscription)| async {
+        let Frame { node, task, entries } = received.recv().await?;
+        subscription.took(&node).await;
+        let lines: Vec<_> = entries.iter().map(|entry| line(&task, entry)).collect();
+        Some((futures::stream::iter(lines), (received, subscription)))
+    });
     let faults = futures::stream::once(async move { std::mem::take(&mut *lock(&faults)) });
     let faults = faults.flat_map(futures::stream::iter);
     lines.flatten().chain(faults.map(|fault| Err(ControlError::new(Code::Unavailable, fault))))

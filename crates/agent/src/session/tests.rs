@@ -8,7 +8,7 @@ use futures::stream;
 use jiff::Timestamp;
 use shoal_model::{LogSource, ServiceId, TaskState};
 use shoal_protocol::session::dispatcher_server::{Dispatcher, DispatcherServer};
-use shoal_protocol::session::{LogSubscribe, ManagerMessage, Welcome};
+use shoal_protocol::session::{LogData, LogGrant, LogSubscribe, ManagerMessage, Welcome};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -78,7 +78,7 @@ impl Host for FakeNode {
             source: LogSource::Stdout,
             line: line.as_bytes().to_vec(),
         };
-        stream::iter([vec![entry("one\n"), entry("two\n")]]).boxed()
+        stream::iter([vec![entry("one\n"), entry("two\n")], vec![entry("three\n")]]).boxed()
     }
 }
 
@@ -246,7 +246,7 @@ async fn a_delta_that_does_not_fit_is_answered_with_a_request() {
 }
 
 #[tokio::test]
-async fn log_lines_come_with_an_end() {
+async fn log_lines_come_as_far_as_there_is_room_and_hold_nothing_else_up() {
     let mut stage = Stage::set();
     let mut session = stage.accept().await;
     session.welcome().await;
@@ -255,12 +255,22 @@ async fn log_lines_come_with_an_end() {
         subscription: 3,
         task_ids: vec!["t1".to_owned()],
         selector: encode(&LogSelector::default()),
+        window: 1,
     };
     session.send(Down::LogSubscribe(subscribe)).await;
+    let lines = |data: &LogData| -> Vec<Vec<u8>> {
+        data.entries.iter().map(|entry| decode::<LogEntry>(entry).unwrap().line).collect()
+    };
     let Up::LogData(data) = session.next().await else { panic!("lines") };
-    let lines: Vec<LogEntry> = data.entries.iter().map(|entry| decode(entry).unwrap()).collect();
-    assert_eq!((data.subscription, lines.len(), data.end), (3, 2, false));
-    assert_eq!(lines[1].line, b"two\n");
+    assert_eq!((data.subscription, data.end), (3, false));
+    assert_eq!(lines(&data), [b"one\n", b"two\n"]);
+
+    // The window is used up: what comes next is anything but a line.
+    stage.node.report_all();
+    assert!(matches!(session.next().await, Up::Statuses(_)));
+    session.send(Down::LogGrant(LogGrant { subscription: 3, frames: 1 })).await;
+    let Up::LogData(data) = session.next().await else { panic!("more lines") };
+    assert_eq!(lines(&data), [b"three\n"]);
     let Up::LogData(data) = session.next().await else { panic!("an end") };
     assert!(data.end && data.entries.is_empty());
 }

@@ -106,7 +106,10 @@ async fn run(
     let id = dispatcher.next_session.fetch_add(1, Ordering::Relaxed);
     let (view, views) = watch::channel(Arc::default());
     let (outlet, orders) = mpsc::channel(ORDERS_MAX);
-    lock(&dispatcher.outlets).insert(node.clone(), (id, outlet));
+    if lock(&dispatcher.outlets).insert(node.clone(), (id, outlet)).is_some() {
+        // What was subscribed in the session before ended with it.
+        dispatcher.logs.node_left(&node);
+    }
     let opened = Event::Opened { node: node.clone(), id, description, held: held.clone(), view };
     if dispatcher.events.send(opened).await.is_err() {
         return;

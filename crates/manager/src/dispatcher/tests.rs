@@ -83,6 +83,8 @@ struct FakeNode {
     before_tasks: BTreeSet<NetworkId>,
     complete: bool,
     subscriptions: Vec<LogSubscribe>,
+    /// Frames of log lines it was granted after the window it began with.
+    granted: usize,
 }
 
 impl FakeNode {
@@ -113,6 +115,7 @@ impl FakeNode {
             before_tasks: BTreeSet::new(),
             complete: false,
             subscriptions: Vec::new(),
+            granted: 0,
         })
     }
 
@@ -166,6 +169,7 @@ impl FakeNode {
             }
             Down::LogSubscribe(subscription) => self.subscriptions.push(subscription),
             Down::LogUnsubscribe(_) => {}
+            Down::LogGrant(grant) => self.granted += grant.frames as usize,
         }
     }
 
@@ -413,5 +417,47 @@ async fn log_lines_come_through_the_session_and_a_lost_node_is_said() {
         }
         assert!(lines.next().await.is_none());
     }
+    host.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_of_logs_holds_back_the_node_and_misses_nothing() {
+    const FRAMES: usize = 100;
+    let host = host().await;
+    let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
+    host.manager.create_service(spec("web", 1, &[])).await.unwrap();
+    node.until(|node| node.tasks.len() == 1).await;
+    let task = node.tasks.keys().next().unwrap().clone();
+    let lines = host.manager.logs(vec![task.clone()], LogSelector::default());
+    node.until(|node| node.subscriptions.len() == 1).await;
+    let LogSubscribe { subscription, window, .. } = node.subscriptions[0].clone();
+    let entry = |number: usize| LogEntry {
+        time: Timestamp::UNIX_EPOCH,
+        source: LogSource::Stdout,
+        line: number.to_string().into_bytes(),
+    };
+    let frame = |number: usize, end| {
+        let entries = if end { vec![] } else { vec![encode(&entry(number))] };
+        Up::LogData(LogData { subscription, task_id: task.to_string(), entries, end })
+    };
+    let window = window as usize;
+    for number in 0..window {
+        node.say(frame(number, false)).await;
+    }
+    // Nobody has read a line, and the session goes on.
+    node.report(&task, TaskState::Running).await;
+    let serving = || host.manager.state().task(&task).is_some_and(|task| task.is_serving());
+    until(&host.manager, serving).await;
+    assert_eq!(node.granted, 0);
+
+    let reading = tokio::spawn(lines.collect::<Vec<_>>());
+    for number in window..FRAMES {
+        node.until(|node| node.granted + window > number).await;
+        node.say(frame(number, false)).await;
+    }
+    node.say(frame(0, true)).await;
+    let read = tokio::time::timeout(PATIENCE, reading).await.unwrap().unwrap();
+    let read: Vec<_> = read.into_iter().map(Result::unwrap).collect();
+    assert_eq!(read, (0..FRAMES).map(|number| (task.clone(), entry(number))).collect::<Vec<_>>());
     host.manager.shutdown().await;
 }
