@@ -7,6 +7,7 @@ mod cli;
 mod dns;
 mod docs;
 mod drain;
+mod host;
 mod leftovers;
 mod published;
 mod quickstart;

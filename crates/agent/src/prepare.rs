@@ -1,6 +1,8 @@
 //! Making a task's sandbox and container, and taking them over from a former process.
 
-use shoal_model::{Healthcheck, TaskId};
+use std::path::{Path, PathBuf};
+
+use shoal_model::{Healthcheck, Task, TaskId};
 use shoal_resolver::resolv_conf::{self, ContainerFile, ResolvConf};
 use shoal_runtime::ContainerConfig;
 
@@ -10,6 +12,9 @@ use crate::resolver::Served;
 use crate::sandbox;
 use crate::store::TaskRecord;
 use crate::{Error, Result};
+
+/// The node's own names.
+const HOSTS: &str = "/etc/hosts";
 
 /// Makes sandbox and container; left-overs of an earlier try go first. Returns the health check in
 /// force.
@@ -22,29 +27,56 @@ pub(crate) async fn container(node: &Node, record: &TaskRecord) -> Result<Option
     let spec = &task.spec;
     let image = node.runtime.image(&spec.container.image).await?;
     node.runtime.remove(&record.container).await?;
-    let file = resolv_conf(node, record).await?;
-    let made = if sandbox::uses_host(&task) { None } else { Some(make_sandbox(node, record, &file).await?) };
-    let hostname = sandbox::hostname(&task, &record.container);
-    let gateway = made.as_ref().and_then(|sandbox| {
-        let link = sandbox.links.iter().find(|link| link.network.is_none())?;
-        link.address.map(|address| address.addr())
-    });
+    let place = place(node, record, &task).await?;
     let mut container_spec = spec.container.clone();
-    container_spec.hostname = hostname.clone();
+    container_spec.hostname = place.hostname;
     let config = ContainerConfig {
         id: record.container.clone(),
         name: task.name(),
         image: spec.container.image.clone(),
         resources: spec.resources.clone(),
         labels: sandbox::labels(&task, member.as_ref().map(|member| &member.node)),
-        netns: made.map(|sandbox| sandbox.path),
-        resolv_conf: file.text,
-        hosts: sandbox::hosts(&task, &hostname, gateway),
+        netns: place.netns,
+        resolv_conf: place.resolv_conf,
+        hosts: place.hosts,
         log_options: spec.log_options.clone(),
         spec: container_spec,
     };
     node.runtime.create(&config).await?;
     Ok(health::effective(spec.container.healthcheck.as_ref(), image.config.healthcheck.as_ref()))
+}
+
+/// What a container finds around it.
+struct Place {
+    /// `None` is the node's own.
+    netns: Option<PathBuf>,
+    hostname: String,
+    resolv_conf: String,
+    hosts: String,
+}
+
+/// A sandbox of its own for the task, or the node's own network stack. `task` has its placeholders
+/// filled in.
+async fn place(node: &Node, record: &TaskRecord, task: &Task) -> Result<Place> {
+    if sandbox::uses_host(task) {
+        let resolv_conf = read(&node.config.resolv_conf).await?;
+        return Ok(Place {
+            netns: None,
+            hostname: sandbox::hostname(task, &node.config.node_name),
+            resolv_conf: resolv_conf::host_file(&resolv_conf, &task.spec.container.dns),
+            hosts: sandbox::host_hosts(task, &read(Path::new(HOSTS)).await?),
+        });
+    }
+    let file = resolv_conf(node, record).await?;
+    let made = make_sandbox(node, record, &file).await?;
+    let gateway = made.links.iter().find(|link| link.network.is_none()).and_then(|link| link.address);
+    let hostname = sandbox::hostname(task, record.container.short());
+    Ok(Place {
+        netns: Some(made.path),
+        hosts: sandbox::hosts(task, &hostname, gateway.map(|address| address.addr())),
+        hostname,
+        resolv_conf: file.text,
+    })
 }
 
 /// Takes over the sandbox of a container that runs.
@@ -92,8 +124,8 @@ pub(crate) async fn free_sandbox(node: &Node, task: &TaskId) -> Result<()> {
 async fn resolv_conf(node: &Node, record: &TaskRecord) -> Result<ContainerFile> {
     let mut path = node.config.resolv_conf.as_path();
     let mut text = read(path).await?;
-    let stub = std::path::Path::new(resolv_conf::SYSTEMD_RESOLVED_FILE);
-    let is_default = path == std::path::Path::new(resolv_conf::DEFAULT_FILE);
+    let stub = Path::new(resolv_conf::SYSTEMD_RESOLVED_FILE);
+    let is_default = path == Path::new(resolv_conf::DEFAULT_FILE);
     if is_default && ResolvConf::parse(&text).is_systemd_stub() && stub.exists() {
         path = stub;
         text = read(path).await?;
@@ -103,7 +135,7 @@ async fn resolv_conf(node: &Node, record: &TaskRecord) -> Result<ContainerFile> 
 }
 
 /// A node without the file has no servers, like one with an empty file.
-async fn read(path: &std::path::Path) -> Result<String> {
+async fn read(path: &Path) -> Result<String> {
     match tokio::fs::read_to_string(path).await {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
         read => read.map_err(Error::io("read", path)),

@@ -292,7 +292,10 @@ impl Runner {
     // === stopping ===
 
     async fn stop(&mut self, connections: Duration, grace: Duration) {
-        if let Container::Running { pid } = self.seen.container {
+        // Whose the connections of the node's own namespace are is not known.
+        if let Container::Running { pid } = self.seen.container
+            && !crate::sandbox::uses_host(&self.record.task)
+        {
             let drained = crate::connections::drained(pid, connections);
             tokio::select! {
                 () = drained => {}

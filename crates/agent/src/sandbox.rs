@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use shoal_model::{Attachment, ContainerId, Labels, NetworkId, NetworkTable, NodeId, Task};
+use shoal_model::{Attachment, Labels, NetworkId, NetworkTable, NodeId, Task};
 use shoal_network::{SandboxAttachment, SandboxConfig};
 use shoal_resolver::feed::SandboxView;
 use shoal_resolver::resolv_conf::ContainerFile;
@@ -69,9 +69,9 @@ pub(crate) fn vnis(task: &Task, tables: &Networks) -> Vec<u32> {
 }
 
 /// The host name inside the container.
-pub(crate) fn hostname(task: &Task, container: &ContainerId) -> String {
+pub(crate) fn hostname(task: &Task, default: &str) -> String {
     let own = &task.spec.container.hostname;
-    if own.is_empty() { container.short().to_owned() } else { own.clone() }
+    if own.is_empty() { default.to_owned() } else { own.clone() }
 }
 
 /// `/etc/hosts` as Docker writes it: localhost, what the user adds, the container itself. `gateway` is
@@ -84,10 +84,7 @@ pub(crate) fn hosts(task: &Task, hostname: &str, gateway: Option<IpAddr>) -> Str
         ff02::1\tip6-allnodes\n\
         ff02::2\tip6-allrouters\n"
         .to_owned();
-    for line in &task.spec.container.hosts {
-        text += &line.split_whitespace().collect::<Vec<_>>().join("\t");
-        text.push('\n');
-    }
+    text += &extra_hosts(task);
     let short = hostname.split('.').next().unwrap_or(hostname);
     let names = if short == hostname { hostname.to_owned() } else { format!("{hostname} {short}") };
     let attached = task.attachments.iter().flat_map(|at| [Some(at.address), at.address_v6]).flatten();
@@ -99,6 +96,17 @@ pub(crate) fn hosts(task: &Task, hostname: &str, gateway: Option<IpAddr>) -> Str
         text += &format!("{address}\t{names}\n");
     }
     text
+}
+
+/// `/etc/hosts` on the host network: the node's own names, and what the user adds.
+pub(crate) fn host_hosts(task: &Task, node_text: &str) -> String {
+    let end = if node_text.is_empty() || node_text.ends_with('\n') { "" } else { "\n" };
+    format!("{node_text}{end}{}", extra_hosts(task))
+}
+
+fn extra_hosts(task: &Task) -> String {
+    let line = |line: &String| line.split_whitespace().collect::<Vec<_>>().join("\t") + "\n";
+    task.spec.container.hosts.iter().map(line).collect()
 }
 
 /// The labels Docker's swarm puts on a task's container (`executor/container/container.go`).
@@ -232,6 +240,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "127.0.0.1\tlocalhost");
         assert_eq!(lines[6..], ["1.2.3.4\tdb\tbackup", "10.0.1.5\tbox.example.org box"]);
+        assert_eq!(host_hosts(&task, "192.0.2.10 node"), "192.0.2.10 node\n1.2.3.4\tdb\tbackup\n");
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub struct Engine {
 pub(crate) struct NodeSide {
     pub(crate) agent: Agent,
     pub(crate) execs: Arc<Execs>,
+    /// What ids of node-local things are derived from, as in [`About`].
+    pub(crate) id: Arc<str>,
 }
 
 /// What concerns the cluster. Apart from [`NodeSide`], so that it can be served (and tested) where no
@@ -93,10 +95,9 @@ pub(crate) struct About {
 impl Engine {
     /// `version` is the daemon's own; `data_dir` is where the node keeps its state.
     pub fn new(agent: Agent, swarm: Arc<dyn Swarm>, data_dir: PathBuf, version: impl Into<String>) -> Self {
-        Self {
-            node: NodeSide { agent, execs: Arc::default() },
-            cluster: ClusterSide::new(swarm, data_dir, version.into()),
-        }
+        let cluster = ClusterSide::new(swarm, data_dir, version.into());
+        let node = NodeSide { agent, execs: Arc::default(), id: cluster.about.id.as_str().into() };
+        Self { node, cluster }
     }
 }
 

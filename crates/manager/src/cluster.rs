@@ -9,7 +9,11 @@ use shoal_model::{
 use crate::InitOptions;
 use crate::draft::Draft;
 
-/// The cluster, its first node and the network that carries published ports.
+/// The label of networks that exist so that services can name the node's own (SwarmKit's).
+const PREDEFINED: &str = "com.docker.swarm.predefined";
+
+/// The cluster, its first node, the network that carries published ports, and the one by which a service
+/// names its nodes' own network stack.
 pub(crate) fn begin(
     draft: &mut Draft,
     options: &InitOptions,
@@ -42,21 +46,28 @@ pub(crate) fn begin(
         data_path_address: options.data_path_address,
         ingress: None,
     }));
-    draft.put(Object::Network(Network {
-        id: NetworkId::new(ids.object_id()),
+    for (name, driver) in [("ingress", NetworkDriver::Overlay), ("host", NetworkDriver::Host)] {
+        draft.put(Object::Network(network(NetworkId::new(ids.object_id()), meta, name, driver)));
+    }
+    node
+}
+
+fn network(id: NetworkId, meta: Meta, name: &str, driver: NetworkDriver) -> Network {
+    let predefined = (driver == NetworkDriver::Host).then(|| (PREDEFINED.to_owned(), "true".to_owned()));
+    Network {
+        id,
         meta,
         spec: NetworkSpec {
-            name: "ingress".to_owned(),
-            labels: Default::default(),
-            driver: NetworkDriver::Overlay,
+            name: name.to_owned(),
+            labels: predefined.into_iter().collect(),
+            driver,
             options: Default::default(),
             internal: false,
             attachable: false,
-            ingress: true,
+            ingress: driver == NetworkDriver::Overlay,
             ipv6: false,
             pools: Vec::new(),
         },
         state: None,
-    }));
-    node
+    }
 }

@@ -94,6 +94,27 @@ pub fn container_file(node: &ResolvConf, node_path: &Path, user: &DnsConfig) -> 
     ContainerFile { text, upstreams: upstreams.collect(), ndots_set }
 }
 
+/// The file of a container in the node's own network namespace, where no resolver of ours listens: the
+/// node's as it is, but for what the user chose.
+pub fn host_file(node_text: &str, user: &DnsConfig) -> String {
+    if *user == DnsConfig::default() {
+        return node_text.to_owned();
+    }
+    let node = ResolvConf::parse(node_text);
+    let nameservers = if user.nameservers.is_empty() { &node.nameservers } else { &user.nameservers };
+    let search = if user.search.is_empty() { &node.search } else { &user.search };
+    let options = if user.options.is_empty() { &node.options } else { &user.options };
+    let mut text: String = nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    for (directive, words) in [("search", search), ("options", options)] {
+        let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| *word != ".").collect();
+        if !words.is_empty() {
+            text += &format!("{directive} {}\n", words.join(" "));
+        }
+    }
+    node.others.iter().for_each(|line| text += &format!("{line}\n"));
+    text
+}
+
 /// Docker's closing remarks: where outside names are asked, and what was overridden.
 fn trailer(node: &ResolvConf, node_path: &Path, user: &DnsConfig, ndots_from: &str) -> String {
     let mut text = format!("\n# Based on host file: '{}' (internal resolver)\n", node_path.display());

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use shoal_agent::{ContainerView, Health, HealthStatus};
-use shoal_model::{Attachment, MountKind};
+use shoal_model::{Attachment, MountKind, NetworkId};
 use shoal_runtime::{Container, ContainerState};
 
 use super::image::STORAGE_DRIVER;
-use super::network::endpoint_id;
+use super::network::{endpoint_id, predefined_id};
 use super::service_out::{healthcheck, ulimit};
 use super::{some, time};
 use crate::wire::container as wire;
@@ -35,6 +35,9 @@ const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/
 /// Docker's default for `/dev/shm`, in bytes.
 const SHM_SIZE: u64 = 64 * 1024 * 1024;
 
+/// Name, and mode, of the node's own network stack.
+const HOST: &str = "host";
+
 /// `running`, `exited`, `created`.
 pub(crate) fn state_word(container: &Container) -> &'static str {
     match container.state {
@@ -59,7 +62,8 @@ fn health_status(status: HealthStatus) -> &'static str {
     }
 }
 
-pub(crate) fn summary(view: &ContainerView, now: Timestamp) -> wire::Summary {
+/// `engine` is the id of this node's engine.
+pub(crate) fn summary(view: &ContainerView, now: Timestamp, engine: &str) -> wire::Summary {
     let container = &view.container;
     wire::Summary {
         id: container.config.id.to_string(),
@@ -73,7 +77,7 @@ pub(crate) fn summary(view: &ContainerView, now: Timestamp) -> wire::Summary {
         state: state_word(container),
         status: status(view, now),
         host_config: wire::SummaryHostConfig { network_mode: network_mode(container) },
-        network_settings: wire::SummaryNetworks { networks: endpoints(view, false) },
+        network_settings: wire::SummaryNetworks { networks: endpoints(view, false, engine) },
         mounts: mounts(container),
     }
 }
@@ -119,16 +123,39 @@ fn human(seconds: u64) -> String {
 }
 
 fn network_mode(container: &Container) -> &'static str {
-    if container.config.netns.is_some() { "default" } else { "host" }
+    if container.config.netns.is_some() { "default" } else { HOST }
 }
 
-fn endpoints(view: &ContainerView, with_aliases: bool) -> BTreeMap<String, wire::Endpoint> {
+fn endpoints(view: &ContainerView, with_aliases: bool, engine: &str) -> BTreeMap<String, wire::Endpoint> {
+    if view.container.config.netns.is_none() {
+        return BTreeMap::from([(HOST.to_owned(), host_endpoint(view, engine))]);
+    }
     let owner = view.task.as_ref().map_or(view.container.config.id.as_str(), |task| task.as_str());
     let aliases = with_aliases.then(|| vec![view.container.config.id.short().to_owned()]);
     view.networks
         .iter()
         .map(|network| (network.name.clone(), endpoint(owner, &network.attachment, aliases.clone())))
         .collect()
+}
+
+/// A place on the node's own network stack, which has no address of its own.
+fn host_endpoint(view: &ContainerView, engine: &str) -> wire::Endpoint {
+    let network = predefined_id(engine, HOST);
+    wire::Endpoint {
+        ipam: None,
+        links: None,
+        aliases: None,
+        endpoint: endpoint_id(view.container.config.id.as_str(), &NetworkId::new(&network)),
+        network,
+        gateway: String::new(),
+        ip: String::new(),
+        prefix: 0,
+        ipv6_gateway: String::new(),
+        ipv6: String::new(),
+        ipv6_prefix: 0,
+        mac: String::new(),
+        driver_opts: None,
+    }
 }
 
 fn endpoint(owner: &str, at: &Attachment, aliases: Option<Vec<String>>) -> wire::Endpoint {
@@ -177,7 +204,8 @@ fn mounts(container: &Container) -> Vec<wire::MountPoint> {
         .collect()
 }
 
-pub(crate) fn container(view: &ContainerView, execs: Vec<String>) -> wire::Container {
+/// `engine` is the id of this node's engine.
+pub(crate) fn container(view: &ContainerView, execs: Vec<String>, engine: &str) -> wire::Container {
     let container = &view.container;
     let file = |name: &str| container.dir.join(name).display().to_string();
     let id = &container.config.id;
@@ -208,7 +236,7 @@ pub(crate) fn container(view: &ContainerView, execs: Vec<String>) -> wire::Conta
         graph_driver: GraphDriver { data: None, name: STORAGE_DRIVER },
         mounts: mounts(container),
         config: config(view),
-        network_settings: network_settings(view),
+        network_settings: network_settings(view, engine),
     }
 }
 
@@ -373,7 +401,7 @@ impl Default for wire::HostConfig {
     }
 }
 
-fn network_settings(view: &ContainerView) -> wire::NetworkSettings {
+fn network_settings(view: &ContainerView, engine: &str) -> wire::NetworkSettings {
     let key = view.container.config.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     wire::NetworkSettings {
         bridge: "",
@@ -393,7 +421,7 @@ fn network_settings(view: &ContainerView) -> wire::NetworkSettings {
         ip_prefix_len: 0,
         ipv6_gateway: "",
         mac_address: "",
-        networks: endpoints(view, true),
+        networks: endpoints(view, true, engine),
     }
 }
 

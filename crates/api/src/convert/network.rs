@@ -183,6 +183,11 @@ pub(crate) fn endpoint_id(owner: &str, network: &model::NetworkId) -> String {
     derived_id(&["endpoint", owner, network.as_str()])
 }
 
+/// The id of a network that every engine has.
+pub(crate) fn predefined_id(engine_id: &str, name: &str) -> String {
+    derived_id(&["network", engine_id, name])
+}
+
 /// The networks every engine has. They belong to this node, and cannot be changed.
 ///
 /// The gateway bridge is shown to members of a cluster; it has a subnet once it is built, with the first
@@ -195,7 +200,7 @@ pub(crate) fn predefined(
 ) -> Vec<wire::Network> {
     let local = |name: &str, driver: &'static str| wire::Network {
         name: name.to_owned(),
-        id: derived_id(&["network", engine_id, name]),
+        id: predefined_id(engine_id, name),
         created: created.to_owned(),
         scope: "local",
         driver,

@@ -89,7 +89,7 @@ async fn list(State(node): State<NodeSide>, params: Params) -> Result<Response> 
         })
         .filter(|view| selection.wants(view))
         .take(limit.unwrap_or(usize::MAX))
-        .map(|view| convert::summary(view, now))
+        .map(|view| convert::summary(view, now, &node.id))
         .collect();
     Ok(body::ok(&listed))
 }
@@ -177,7 +177,7 @@ impl Selection {
 async fn inspect(State(node): State<NodeSide>, Name(name): Name) -> Result<Response> {
     let view = node.agent.find_container(&name).await?;
     let execs = node.execs.of(&view.container.config.id);
-    Ok(body::ok(&convert::container(&view, execs)))
+    Ok(body::ok(&convert::container(&view, execs, &node.id)))
 }
 
 /// Runs `ps`, as Docker does, and keeps the lines of the container's processes.

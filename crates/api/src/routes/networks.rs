@@ -235,16 +235,20 @@ async fn create(State(cluster): State<ClusterSide>, Json(request): Json<wire::Cr
     Ok(body::json(StatusCode::CREATED, &created))
 }
 
+fn predefined(name: &str) -> ApiError {
+    ApiError::forbidden(format!("{name} is a pre-defined network and cannot be removed"))
+}
+
 async fn remove(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<Response> {
     if let Some(network) = local(&cluster).into_iter().find(|network| is_named(network, &name)) {
-        return Err(ApiError::forbidden(format!(
-            "{} is a pre-defined network and cannot be removed",
-            network.name
-        )));
+        return Err(predefined(&network.name));
     }
     let manager =
         cluster.swarm.manager().ok_or_else(|| ApiError::not_found(format!("network {name} not found")))?;
     let network = manager.find_network(&name).map_err(ApiError::from_lookup)?;
+    if is_hidden(&network) {
+        return Err(predefined(&network.spec.name));
+    }
     manager.remove_network(&network.id).await.map_err(ApiError::from_control)?;
     Ok(body::empty(StatusCode::NO_CONTENT))
 }

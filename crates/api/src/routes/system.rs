@@ -256,7 +256,7 @@ async fn disk_usage(State(node): State<NodeSide>) -> Result<Response> {
         })
         .collect();
     let containers: Vec<container::Summary> =
-        containers.iter().map(|view| crate::convert::container::summary(view, now)).collect();
+        containers.iter().map(|view| crate::convert::container::summary(view, now, &node.id)).collect();
     Ok(body::ok(&json!({
         "LayersSize": images.iter().map(|image| image.size).sum::<u64>(),
         "Images": summaries,

@@ -82,7 +82,7 @@ fn differences(ours: &Value, theirs: &Value, path: &str, may_differ: &[&str], fo
 #[test]
 fn a_container_is_inspected_as_dockers() {
     let golden = value(golden!("container.json"));
-    let shown = serde_json::to_value(container::container(&view(&golden), Vec::new())).unwrap();
+    let shown = serde_json::to_value(container::container(&view(&golden), Vec::new(), "engine")).unwrap();
     let own = [
         ".ResolvConfPath",
         ".HostnamePath",
@@ -105,7 +105,7 @@ fn a_container_is_listed_as_dockers() {
     let mut view = view(&value(golden!("container.json")));
     view.networks.retain(|network| network.name == "mynet");
     let now = jiff::Timestamp::from_second(0).unwrap();
-    let shown = serde_json::to_value(container::summary(&view, now)).unwrap();
+    let shown = serde_json::to_value(container::summary(&view, now, "engine")).unwrap();
     let own = [
         ".Id",
         ".Names",

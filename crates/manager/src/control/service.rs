@@ -132,6 +132,12 @@ fn check(state: &State, spec: &ServiceSpec) -> Result<(), ControlError> {
     if joined.len() > 1 && joined.iter().any(|id| host(*id)) {
         return Err(ControlError::invalid("the host network cannot be joined together with others"));
     }
+    let ingress = |port: &PortConfig| port.mode == PublishMode::Ingress;
+    if joined.iter().any(|id| host(*id)) && spec.endpoint.ports.iter().any(ingress) {
+        let text =
+            "ports cannot be published for tasks on the host network: they listen on their nodes themselves";
+        return Err(ControlError::invalid(text));
+    }
     Ok(())
 }
 

@@ -58,6 +58,19 @@ fn a_single_dot_removes_all_search_domains() {
 }
 
 #[test]
+fn on_the_host_network_the_nodes_file_stays_but_for_what_the_user_chose() {
+    let text = "# ours\nnameserver 10.0.0.1\nsearch node.test\nsortlist 10.0.0.0/8\n";
+    assert_eq!(host_file(text, &DnsConfig::default()), text);
+    let user = DnsConfig {
+        nameservers: vec!["10.0.0.2".parse().unwrap()],
+        options: vec!["ndots:2".to_owned()],
+        ..DnsConfig::default()
+    };
+    let expected = "nameserver 10.0.0.2\nsearch node.test\noptions ndots:2\nsortlist 10.0.0.0/8\n";
+    assert_eq!(host_file(text, &user), expected);
+}
+
+#[test]
 fn an_invalid_ndots_is_dropped() {
     for bad in ["ndots:-1", "ndots:x", "ndots:"] {
         let file = container(&format!("options {bad} edns0\n"), &DnsConfig::default());
