@@ -45,6 +45,7 @@ fn the_reference_walk_through() {
         "ping",
         "localhost",
     ]);
+    assert_eq!(created.stderr, "", "no warning: the image is here");
     let created = created.ok();
     let service = created.lines().next().unwrap().to_owned();
     assert_eq!(service.len(), 25, "{created}");

@@ -71,6 +71,19 @@ fn config(config: &ImageConfig) -> wire::Config {
     }
 }
 
+/// An image of this node where a registry's is asked for. It has no digest that other nodes could find it
+/// by: clients take an empty one for none.
+pub(crate) fn distribution(image: &Image) -> wire::Distribution {
+    wire::Distribution {
+        descriptor: wire::Descriptor {
+            media_type: "application/vnd.docker.distribution.manifest.v2+json",
+            digest: "",
+            size: 0,
+        },
+        platforms: vec![wire::Platform { architecture: image.architecture.clone(), os: image.os.clone() }],
+    }
+}
+
 /// The steps of an image's making, the newest first; only the newest is an image itself.
 pub(crate) fn history(image: &Image) -> Vec<wire::History> {
     let mut steps: Vec<_> = image

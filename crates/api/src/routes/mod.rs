@@ -33,6 +33,7 @@ pub(crate) fn all() -> Router<Engine> {
         .merge(containers::routes())
         .merge(execs::routes())
         .merge(images::routes())
+        .merge(distribution::routes())
         .merge(own::routes())
 }
 
@@ -49,7 +50,6 @@ where
         .merge(networks::routes())
         .merge(services::routes())
         .merge(tasks::routes())
-        .merge(distribution::routes())
         .merge(absent::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)

@@ -192,8 +192,6 @@ async fn what_is_absent_says_what_to_do() {
         assert_eq!(response.status(), 501, "{path}");
         assert!(text(response).await.contains(hint), "{path}");
     }
-    let response = ask(Method::GET, "/v1.41/distribution/busybox:latest/json", None, "").await;
-    assert_eq!(response.status(), 501);
     let volumes = value(&text(ask(Method::GET, "/volumes", None, "").await).await);
     assert_eq!(volumes, serde_json::json!({"Volumes": [], "Warnings": null}));
 }

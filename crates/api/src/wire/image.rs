@@ -47,6 +47,28 @@ pub(crate) struct Image {
     pub(crate) metadata: Metadata,
 }
 
+/// What a registry says of an image.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Distribution {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) platforms: Vec<Platform>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    pub(crate) media_type: &'static str,
+    pub(crate) digest: &'static str,
+    pub(crate) size: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Platform {
+    pub(crate) architecture: String,
+    pub(crate) os: String,
+}
+
 /// The configuration of an image or a container.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
