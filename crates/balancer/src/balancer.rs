@@ -57,7 +57,24 @@ impl Balancer {
 
     /// Forgets a namespace: its sockets are no longer translated. Idempotent.
     pub fn remove_sandbox(&self, cookie: u64) -> Result<()> {
-        absent_is_fine(self.maps().sandboxes.remove(&cookie)).map_err(map("sandboxes"))
+        absent_is_fine(self.maps().sandboxes.remove(&cookie)).map_err(map("sandboxes"))?;
+        self.forget_bridges()
+    }
+
+    /// Bridges of networks whose last sandbox is gone.
+    fn forget_bridges(&self) -> Result<()> {
+        let used: BTreeSet<u32> = {
+            let maps = self.maps();
+            let entries = maps.sandboxes.iter().map(|entry| entry.map(|(_, raw)| raw.entry().networks));
+            let networks: Vec<Vec<u32>> = entries.collect::<Result<_, _>>().map_err(map("sandboxes"))?;
+            networks.into_iter().flatten().collect()
+        };
+        let mut answering = lock(&self.answering);
+        let known: Vec<u32> = answering.bridges.keys().collect::<Result<_, _>>().map_err(map("bridges"))?;
+        for vni in known.into_iter().filter(|vni| !used.contains(vni)) {
+            absent_is_fine(answering.bridges.remove(&vni)).map_err(map("bridges"))?;
+        }
+        Ok(())
     }
 
     /// Makes these the backends of a VIP, in one step. An empty set refuses connections at once.
