@@ -1,5 +1,7 @@
 //! Containers: what they see, what they say, and that they outlive us.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -35,6 +37,36 @@ fn the_container_sees_dockers_world() {
         "fine\n"
     );
     node.finish();
+}
+
+/// `--init`: the program is not the first process, is told to stop all the same, and leaves no zombie.
+#[test]
+fn an_init_reaps_and_passes_signals_on() {
+    let node = Node::cluster();
+    node.network("mynet");
+    let script = "trap 'echo told; exit 5' TERM; (sh -c 'sleep 0.1 & :' &); while :; do sleep 0.1; done";
+    let flags = ["--network", "mynet", "--init", "--restart-condition", "none"];
+    let task = &node.service("web", 1, &flags, &["sh", "-c", script])[0];
+    assert_eq!(task.detail["HostConfig"]["Init"], true);
+    assert_eq!(task.detail["Path"], "sh", "what the user wants to run is shown");
+    let first = node.exec(task, &["cat", "/proc/1/cmdline"]).ok();
+    assert!(first.starts_with("/sbin/docker-init\0--\0sh\0-c\0"), "{first}");
+    wait_until(PATIENCE, "the orphan has ended and is gone", || {
+        let processes = node.exec(task, &["sh", "-c", "cat /proc/[0-9]*/stat"]).ok();
+        let orphans = processes.lines().filter(|line| line.contains(" Z ")).count();
+        if orphans == 0 && processes.lines().count() >= 3 { Ok(()) } else { Err(processes) }
+    });
+    node.docker(&["stop", &task.id]).ok();
+    let told = ps_of(&node, "web");
+    assert!(told.contains("task: non-zero exit (5)"), "{told}");
+    node.finish();
+}
+
+fn ps_of(node: &Node, service: &str) -> String {
+    wait_until(PATIENCE, "the task has ended", || {
+        let told = node.docker(&["service", "ps", "--no-trunc", service]).ok();
+        if told.contains("non-zero exit") || told.contains("Complete") { Ok(told) } else { Err(told) }
+    })
 }
 
 #[test]
@@ -155,6 +187,39 @@ fn output_loses_nothing_while_the_daemon_is_away() {
     let gap = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1);
     assert_eq!(gap, None, "of {} lines", numbers.len());
     assert_eq!(numbers[0], 0, "the oldest lines are still there");
+    node.finish();
+}
+
+/// A reader that takes nothing for a while, of a log longer than anything between would hold.
+#[test]
+fn a_slow_reader_of_a_services_log_misses_nothing_and_costs_no_memory() {
+    const LINES: usize = 1_500_000;
+    let node = Node::cluster();
+    node.network("mynet");
+    let flags = ["--network", "mynet", "--log-driver", "json-file", "--log-opt", "max-size=500m"];
+    let script = format!("awk 'BEGIN {{ for (i = 0; i < {LINES}; i++) print i }}'; exec idle");
+    let task = &node.service("talker", 1, &flags, &["sh", "-c", &script])[0];
+    wait_until(PATIENCE, "everything is in the log", || {
+        let last = node.docker(&["logs", "--tail", "1", &task.id]).ok();
+        if last.trim() == (LINES - 1).to_string() { Ok(()) } else { Err(last) }
+    });
+    let before = process::memory(node.daemon_pid());
+    let mut command = node.docker_command(&["service", "logs", "--raw", "talker"]);
+    let mut reader = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(reader.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().as_deref(), Some("0"));
+    let mut spent = process::cpu_time(node.daemon_pid());
+    wait_until(PATIENCE, "the daemon waits for the reader", || {
+        std::thread::sleep(Duration::from_millis(500));
+        let before = std::mem::replace(&mut spent, process::cpu_time(node.daemon_pid()));
+        // It goes on with its heartbeats.
+        if spent - before < Duration::from_millis(50) { Ok(()) } else { Err(format!("{:?}", spent - before)) }
+    });
+    let grown = process::memory(node.daemon_pid()).saturating_sub(before);
+    assert!(grown < 64 << 20, "the daemon keeps {} MiB for a reader that does not read", grown >> 20);
+    let numbers = lines.map(|line| line.parse::<usize>().unwrap_or_else(|_| panic!("{line}")));
+    assert!(numbers.eq(1..LINES), "a line is missing, or out of order");
+    assert_eq!(process::wait(&mut reader, PATIENCE), Some(0));
     node.finish();
 }
 

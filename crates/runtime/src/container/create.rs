@@ -10,7 +10,7 @@ use prost_types::Any;
 use serde_json::Value;
 use shoal_model::{ContainerId, MountKind};
 
-use super::{ContainerConfig, Containers, Record};
+use super::{ContainerConfig, Containers, Record, init};
 use crate::client::{ask, optional};
 use crate::image::{Entry, SNAPSHOTTER, remove_snapshot};
 use crate::lease::Lease;
@@ -61,8 +61,15 @@ impl Containers {
         let wanted = if config.spec.user.is_empty() { &defaults.user } else { &config.spec.user };
         let identity =
             spec::resolve_identity(&accounts.passwd, &accounts.group, wanted, &config.spec.groups)?;
+        let init = if config.spec.init == Some(true) {
+            let run_dir = self.config.run_dir.clone();
+            Some(blocking(move || init::install(&run_dir)).await?)
+        } else {
+            None
+        };
         let specification = spec::build(&spec::Input {
             config,
+            init: init.as_deref(),
             argv: &record.argv,
             env: &record.env,
             directory: &spec::directory(&config.spec, &defaults)?,

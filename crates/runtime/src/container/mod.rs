@@ -3,6 +3,7 @@
 mod cgroup;
 mod create;
 mod files;
+mod init;
 mod lifecycle;
 mod sweep;
 

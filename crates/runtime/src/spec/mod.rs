@@ -64,6 +64,8 @@ impl Kernel {
 pub(crate) struct Input<'a> {
     pub(crate) config: &'a ContainerConfig,
     pub(crate) argv: &'a [String],
+    /// Where the program is that starts this one and is the container's first process.
+    pub(crate) init: Option<&'a Path>,
     pub(crate) env: &'a [String],
     pub(crate) directory: &'a str,
     pub(crate) hostname: &'a str,
@@ -81,12 +83,6 @@ pub(crate) struct Input<'a> {
 /// The specification, or why there is none for such a container.
 pub(crate) fn build(input: &Input<'_>) -> Result<Value> {
     let spec = &input.config.spec;
-    if spec.init == Some(true) {
-        return Err(Error::InvalidConfig(
-            "an init process inside containers is not available on this node: use an image that brings one"
-                .to_owned(),
-        ));
-    }
     let capabilities = capabilities::effective(&spec.capability_add, &spec.capability_drop)?;
     let seccomp = seccomp::filter(input.architecture, &capabilities)
         .map_err(|error| Error::InvalidConfig(format!("system call filter: {error}")))?;
@@ -105,7 +101,7 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Value> {
         "process": {
             "terminal": spec.tty,
             "user": user(input.identity),
-            "args": input.argv,
+            "args": first_process(input),
             "env": input.env,
             "cwd": input.directory,
             "capabilities": capability_sets(&capabilities, input.identity.uid == 0),
@@ -119,12 +115,18 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Value> {
             "namespaces": namespaces,
             "cgroupsPath": input.cgroup,
             "resources": resources(&input.config.resources, input.kernel),
-            "sysctl": sysctls(input),
+            "sysctl": sysctls(input)?,
             "seccomp": seccomp,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
         },
     }))
+}
+
+/// The container's program, or the init that starts it.
+fn first_process<'a>(input: &'a Input<'_>) -> Vec<&'a str> {
+    let init: &[&str] = if input.init.is_some() { &[mounts::INIT, "--"] } else { &[] };
+    init.iter().copied().chain(input.argv.iter().map(String::as_str)).collect()
 }
 
 /// What an exec changes of its container's process.
@@ -255,14 +257,19 @@ fn devices() -> Value {
 }
 
 /// Docker's defaults for a network namespace of the container's own, then the user's.
-fn sysctls(input: &Input<'_>) -> Value {
+fn sysctls(input: &Input<'_>) -> Result<Value> {
+    let on_host = |name: &&String| input.config.netns.is_none() && name.starts_with("net.");
+    if let Some(name) = input.config.spec.sysctls.keys().find(on_host) {
+        let text = format!("sysctl {name:?} is not allowed on the host network: it would be the node's");
+        return Err(Error::InvalidConfig(text));
+    }
     let mut sysctls = serde_json::Map::new();
     if input.config.netns.is_some() {
         sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), json!("0"));
         sysctls.insert("net.ipv4.ping_group_range".to_owned(), json!("0 2147483647"));
     }
     sysctls.extend(input.config.spec.sysctls.iter().map(|(name, value)| (name.clone(), json!(value))));
-    Value::Object(sysctls)
+    Ok(Value::Object(sysctls))
 }
 
 #[cfg(test)]

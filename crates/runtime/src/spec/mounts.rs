@@ -11,6 +11,9 @@ const SHM_SIZE: &str = "size=67108864";
 /// Files of the container's directory that appear in its `/etc`.
 pub(crate) const ETC_FILES: [&str; 3] = ["resolv.conf", "hostname", "hosts"];
 
+/// Docker's place for the first process of a container that wants one.
+pub(super) const INIT: &str = "/sbin/docker-init";
+
 /// In the order in which they are to be made: parents before children.
 pub(super) fn list(input: &Input<'_>) -> Result<Vec<Value>> {
     let wanted = &input.config.spec.mounts;
@@ -52,6 +55,9 @@ fn defaults(input: &Input<'_>) -> Vec<Value> {
             "destination": format!("/etc/{name}"), "type": "bind", "source": input.dir.join(name),
             "options": ["rbind", "rprivate"],
         })
+    }));
+    mounts.extend(input.init.map(|program| {
+        json!({ "destination": INIT, "type": "bind", "source": program, "options": ["bind", "ro"] })
     }));
     mounts
 }

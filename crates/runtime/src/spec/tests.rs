@@ -20,9 +20,14 @@ fn config(spec: ContainerSpec, resources: Resources) -> ContainerConfig {
 }
 
 fn built(config: &ContainerConfig, uid: u32) -> Result<Value> {
+    built_with(config, uid, None)
+}
+
+fn built_with(config: &ContainerConfig, uid: u32, init: Option<&Path>) -> Result<Value> {
     build(&Input {
         config,
         argv: &["sh".to_owned()],
+        init,
         env: &[],
         directory: "/",
         hostname: "h",
@@ -48,6 +53,20 @@ fn limits_become_cgroup_values() {
     assert_eq!(resources["memory"], json!({ "limit": 67_108_864, "swap": 134_217_728 }));
     assert_eq!(resources["cpu"], json!({ "period": 100_000, "quota": 50_000 }));
     assert_eq!(resources["pids"], json!({ "limit": 9 }));
+}
+
+#[test]
+fn an_init_is_mounted_and_starts_the_program() {
+    let plain = config(ContainerSpec::default(), Resources::default());
+    let place = |spec: &Value| {
+        let mounts = spec["mounts"].as_array().unwrap().clone();
+        mounts.into_iter().find(|mount| mount["destination"] == "/sbin/docker-init")
+    };
+    let without = built(&plain, 0).unwrap();
+    assert_eq!((without["process"]["args"].clone(), place(&without)), (json!(["sh"]), None));
+    let with = built_with(&plain, 0, Some(Path::new("/run/shoal/docker-init"))).unwrap();
+    assert_eq!(with["process"]["args"], json!(["/sbin/docker-init", "--", "sh"]));
+    assert_eq!(place(&with).unwrap()["source"], "/run/shoal/docker-init");
 }
 
 #[test]
@@ -95,8 +114,15 @@ fn the_users_mounts_replace_the_defaults() {
 fn what_cannot_be_done_is_refused() {
     let refused =
         |spec: ContainerSpec| built(&config(spec, Resources::default()), 0).unwrap_err().to_string();
-    let init = refused(ContainerSpec { init: Some(true), ..ContainerSpec::default() });
-    assert!(init.contains("init process"), "{init}");
+    let mut on_host = config(
+        ContainerSpec {
+            sysctls: BTreeMap::from([("net.ipv4.ip_default_ttl".to_owned(), "9".to_owned())]),
+            ..ContainerSpec::default()
+        },
+        Resources::default(),
+    );
+    on_host.netns = None;
+    assert!(built(&on_host, 0).unwrap_err().to_string().contains("host network"));
     let limit = Ulimit { name: "nofile".to_owned(), soft: 10, hard: 5 };
     assert!(
         refused(ContainerSpec { ulimits: vec![limit], ..ContainerSpec::default() }).contains("soft limit")
