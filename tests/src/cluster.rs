@@ -144,6 +144,7 @@ impl Cluster {
         self.each(Node::tables_are_true);
         self.each(Node::remove_all);
         self.each(Node::has_no_container);
+        self.each(crate::leaks::assert_idle);
         self.workers().for_each(Node::leave);
         self.manager().leave();
         all(self.nodes.iter_mut().collect(), Node::end);

@@ -1,5 +1,7 @@
 //! What a node may leave behind: nothing.
 
+mod idle;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -7,6 +9,8 @@ use serde_json::Value;
 
 use crate::process::processes;
 use crate::{Node, wait_until};
+
+pub(crate) use idle::assert_idle;
 
 /// Kernel identities of this node's pinned programs.
 pub(crate) fn programs(tag: &str) -> Vec<u64> {

@@ -185,6 +185,7 @@ impl Node {
         }
         self.tables_are_true();
         self.remove_all();
+        crate::leaks::assert_idle(&self);
         self.leave();
         self.end();
     }
