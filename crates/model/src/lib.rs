@@ -9,6 +9,7 @@ mod address;
 mod claim;
 mod id;
 mod log;
+mod name;
 mod object;
 mod spec;
 mod table;
@@ -18,6 +19,7 @@ pub use address::{MacAddr, ParseMacError};
 pub use claim::{Claim, claims};
 pub use id::{ClusterId, ContainerId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId};
 pub use log::{LogEntry, LogSelector, LogSource};
+pub use name::invent_name;
 pub use object::{
     Attachment, Cluster, Failure, Meta, Network, NetworkState, Node, NodeCondition, NodeDescription,
     NodeStatus, Object, ObjectKey, Resting, Service, ServiceEndpoint, Task, VirtualIp,

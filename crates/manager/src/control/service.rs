@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_model::{
     IdGenerator, Meta, NetworkDriver, Object, PortConfig, Protocol, PublishMode, Service, ServiceEndpoint,
-    ServiceId, ServiceSpec,
+    ServiceId, ServiceSpec, invent_name,
 };
 use shoal_store::State;
 
@@ -21,13 +21,16 @@ const NANO_CPUS_MIN: u64 = 1_000_000;
 const MEMORY_MIN: u64 = 4 << 20;
 const HEALTH_DURATION_MIN: Duration = Duration::from_millis(1);
 
-/// Creates a service with its virtual addresses and ports.
+/// Creates a service with its virtual addresses and ports. One without a name is given one, as by Docker.
 pub(crate) fn create(
     draft: &mut Draft,
     now: Now,
     ids: &mut IdGenerator,
-    spec: ServiceSpec,
+    mut spec: ServiceSpec,
 ) -> Result<Created, ControlError> {
+    if spec.name.is_empty() {
+        spec.name = invent_name(ids, |name| draft.state().service_named(name).is_some());
+    }
     check(draft.state(), &spec)?;
     if draft.state().service_named(&spec.name).is_some() {
         let name = &spec.name;

@@ -21,7 +21,7 @@ fn bad_services_are_refused_in_dockers_words() {
     let mut world = World::new(1);
     world.settle();
     let name = "name must be valid as a DNS name component";
-    for bad in ["", "a.b", "-x", "x-", "a b", "ä"] {
+    for bad in ["a.b", "-x", "x-", "a b", "ä"] {
         let refused = service_refusal(&mut world, |spec| spec.name = bad.into());
         assert_eq!(refused, (Code::InvalidArgument, name.into()), "{bad}");
     }
@@ -34,6 +34,15 @@ fn bad_services_are_refused_in_dockers_words() {
     let ingress = world.state.ingress_network().unwrap().id.clone();
     let explicit = refusal(world.service(spec("s1", 1, &[&ingress])));
     assert_eq!(explicit.1, "Service cannot be explicitly attached to the ingress network \"ingress\"");
+}
+
+#[test]
+fn a_service_without_a_name_is_given_one() {
+    let mut world = World::new(1);
+    world.settle();
+    let ids: Vec<_> = (0..2).map(|_| world.service(spec("", 1, &[])).unwrap()).collect();
+    let names: Vec<_> = ids.iter().map(|id| world.state.service(id).unwrap().spec.name.clone()).collect();
+    assert!(names.iter().all(|name| !name.is_empty()) && names[0] != names[1], "{names:?}");
 }
 
 #[test]
