@@ -27,7 +27,8 @@ pub(crate) fn assert_idle(node: &Node) {
 
 fn traces(node: &Node) -> Vec<String> {
     let mut found = containerd_objects(node);
-    let shims = processes(&format!("-namespace {}", node.containerd_namespace), 0);
+    // Unlike `--containerd-namespace` of the daemon.
+    let shims = processes(&format!(" -namespace {}", node.containerd_namespace), 0);
     let helpers = node.helpers("log-shim").into_iter().map(|pid| format!("log shim {pid}"));
     found.extend(shims.into_iter().map(|shim| format!("shim {} {}", shim.pid, shim.command)).chain(helpers));
     let mounts = mounts_below(node.directory.path()).into_iter();
