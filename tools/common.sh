@@ -50,6 +50,30 @@ as_invoker() {
     if [ "$invoker" = root ]; then "$@"; else runuser -u "$invoker" -- "$@"; fi
 }
 
+# find_docker_client SCRATCH: the real docker client in PATH. Where there is none, only the client is taken
+# out of Debian's package: installing it would start Docker's own daemon.
+find_docker_client() {
+    local scratch=$1 tools package=docker.io
+    tools=$(target_dir)/tools
+    export PATH=$PATH:$tools:/usr/sbin
+    command -v docker >/dev/null && return
+    apt-cache show docker-cli >/dev/null 2>&1 && package=docker-cli
+    echo "fetching the docker client from Debian's $package"
+    apt-get update -qq
+    (cd "$scratch" && apt-get download -qq "$package" && dpkg-deb -x ./*.deb unpacked)
+    mkdir -p "$tools"
+    cp "$scratch/unpacked/usr/bin/docker" "$tools/docker"
+}
+
+# test_containerd SCRATCH: the containerd that tests use: the one SHOAL_E2E_CONTAINERD names, the
+# machine's, or one of their own.
+test_containerd() {
+    export SHOAL_E2E_CONTAINERD=${SHOAL_E2E_CONTAINERD:-/run/containerd/containerd.sock}
+    containerd_answers "$SHOAL_E2E_CONTAINERD" && return
+    start_containerd "$1"
+    export SHOAL_E2E_CONTAINERD=$1/containerd.sock
+}
+
 target_dir() { echo "${CARGO_TARGET_DIR:-$PWD/target}"; }
 
 containerd_answers() { timeout 5 ctr --address "$1" version >/dev/null 2>&1; }

@@ -15,6 +15,9 @@ const LAYERS: [&[&str]; 5] = [
     &["shoal-model"],
 ];
 
+/// What tests and measures the product and is no part of it.
+const BESIDE: [&str; 2] = ["shoal-e2e", "shoal-bench"];
+
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -34,7 +37,7 @@ pub(crate) fn crates() -> BTreeMap<String, BTreeSet<String>> {
     packages
         .iter()
         .map(|package| (package["name"].as_str().unwrap().to_owned(), package))
-        .filter(|(name, _)| ours(name) && name != "shoal-e2e")
+        .filter(|(name, _)| ours(name) && !BESIDE.contains(&name.as_str()))
         .map(|(name, package)| {
             let needs = package["dependencies"].as_array().unwrap().iter();
             let needs = needs.filter(|dependency| dependency["kind"] != "dev");

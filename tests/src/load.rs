@@ -11,16 +11,23 @@ use crate::Netns;
 pub struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
-    failures: Arc<Mutex<Vec<String>>>,
+    failures: Arc<Mutex<Vec<Failure>>>,
     workers: Vec<JoinHandle<()>>,
     started: Instant,
+}
+
+/// An operation that failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub began: Instant,
+    pub text: String,
 }
 
 /// What a finished load saw.
 #[derive(Debug)]
 pub struct Report {
     pub done: u64,
-    pub failures: Vec<String>,
+    pub failures: Vec<Failure>,
     pub lasted: Duration,
 }
 
@@ -28,15 +35,28 @@ impl Report {
     /// No failure, and at least this many operations a second really happened.
     #[track_caller]
     pub fn assert_clean(&self, per_second: u64) {
+        let texts: Vec<&str> = self.failures.iter().map(|failure| failure.text.as_str()).collect();
         assert!(
-            self.failures.is_empty(),
-            "{} of {} failed, first: {}",
-            self.failures.len(),
+            texts.is_empty(),
+            "{} of {} failed: {:#?}",
+            texts.len(),
             self.done,
-            self.failures[0]
+            &texts[..texts.len().min(5)]
         );
         let rate = self.done as f64 / self.lasted.as_secs_f64();
         assert!(rate >= per_second as f64, "only {rate:.0} operations a second, wanted {per_second}");
+    }
+
+    /// No operation that began at this moment or later failed.
+    #[track_caller]
+    pub fn assert_clean_from(&self, moment: Instant) {
+        let late: Vec<String> = self
+            .failures
+            .iter()
+            .filter(|failure| failure.began >= moment)
+            .map(|failure| format!("{:?} later: {}", failure.began - moment, failure.text))
+            .collect();
+        assert!(late.is_empty(), "{} of {} failed: {:#?}", late.len(), self.done, &late[..late.len().min(5)]);
     }
 }
 
@@ -62,13 +82,11 @@ impl Load {
                     while !stop.load(Ordering::Relaxed) {
                         // By the clock, so that a slow operation is followed by quicker ones.
                         std::thread::sleep((start + period * turn).saturating_duration_since(Instant::now()));
-                        let before = Instant::now();
-                        if let Err(failure) = operation() {
-                            let at = before.duration_since(start);
-                            failures
-                                .lock()
-                                .unwrap()
-                                .push(format!("{failure} (at {at:?}, after {:?})", before.elapsed()));
+                        let began = Instant::now();
+                        if let Err(text) = operation() {
+                            let at = began.saturating_duration_since(start);
+                            let text = format!("{text} (at {at:?}, after {:?})", began.elapsed());
+                            failures.lock().unwrap().push(Failure { began, text });
                         }
                         done.fetch_add(1, Ordering::Relaxed);
                         turn += 1;

@@ -9,8 +9,13 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// One request on a connection of its own, from the namespace this thread is in. The body, or what
 /// went wrong and where.
 pub fn fetch(to: impl Into<SocketAddr>, path: &str) -> Result<String, String> {
+    fetch_within(TIMEOUT, to, path)
+}
+
+/// The same with a bound on how long connecting may take.
+pub fn fetch_within(bound: Duration, to: impl Into<SocketAddr>, path: &str) -> Result<String, String> {
     let stream =
-        TcpStream::connect_timeout(&to.into(), TIMEOUT).map_err(|error| format!("connect: {error}"))?;
+        TcpStream::connect_timeout(&to.into(), bound).map_err(|error| format!("connect: {error}"))?;
     fetch_over(stream, path)
 }
 
