@@ -3,7 +3,7 @@
 mod client;
 mod processes;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
@@ -46,6 +46,16 @@ impl Container {
         let address = text.and_then(|text| text.parse().ok());
         address.unwrap_or_else(|| {
             panic!("{} has no address on {network}: {:#}", self.name, self.detail["NetworkSettings"])
+        })
+    }
+
+    /// Its IPv6 address on a network.
+    #[track_caller]
+    pub fn address_v6(&self, network: &str) -> Ipv6Addr {
+        let text = self.detail["NetworkSettings"]["Networks"][network]["GlobalIPv6Address"].as_str();
+        let address = text.and_then(|text| text.parse().ok());
+        address.unwrap_or_else(|| {
+            panic!("{} has no IPv6 address on {network}: {:#}", self.name, self.detail["NetworkSettings"])
         })
     }
 

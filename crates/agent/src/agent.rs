@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shoal_balancer::Balancer;
-use shoal_model::{ContainerId, NodeDescription, TaskId};
+use shoal_model::{ContainerId, NetworkTable, NodeDescription, TaskId, TaskState};
 use shoal_runtime::{Container, ContainerState, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use crate::node::{Node, balancer_config};
 use crate::runner::{Order, Snapshot};
 use crate::store::TaskRecord;
 use crate::task::StopCause;
-use crate::view::{ContainerNetwork, ContainerView, TableReport};
+use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, TableReport};
 use crate::{AgentConfig, Error, Membership, Result, lock, prepare, sandbox, session, verify};
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
@@ -45,6 +45,7 @@ impl Agent {
         let (tables, effects, closing) = (node.tables.clone(), node.effects(), node.closing.clone());
         node.tracker.spawn(async move { tables.run(&effects, closing).await });
         node.tracker.spawn(follow_addresses(node.clone()));
+        node.tracker.spawn(follow_mtu(node.clone()));
         if !stored.rebuilt {
             node.tracker.spawn(prune_resolver(node.clone(), stored_sandboxes(&node)));
         }
@@ -168,6 +169,27 @@ impl Agent {
         }
     }
 
+    /// The cluster's networks that this node has a part in.
+    pub fn networks(&self) -> Vec<NodeNetwork> {
+        let tables = self.node.tables.in_force().borrow().clone();
+        let tasks = self.node.tasks.snapshots();
+        let network = |table: &Arc<NetworkTable>| {
+            let endpoints = tasks.iter().filter_map(|shown| {
+                let TaskRecord { task, container, progress, .. } = &shown.record;
+                let attachment = task.attachments.iter().find(|at| at.network == table.network)?;
+                let present = TaskState::Preparing..=TaskState::Running;
+                present.contains(&progress.status.state).then(|| NodeEndpoint {
+                    container: container.clone(),
+                    task: task.id.clone(),
+                    name: task.name(),
+                    attachment: attachment.clone(),
+                })
+            });
+            NodeNetwork { table: table.clone(), endpoints: endpoints.collect() }
+        };
+        tables.values().map(network).collect()
+    }
+
     /// Stops a container; one of a task is first taken out of service everywhere. Returns when it has
     /// ended.
     pub async fn stop_container(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
@@ -275,6 +297,14 @@ async fn follow_addresses(node: Arc<Node>) {
         if !matches!(changed, Some(Ok(()))) {
             return;
         }
+    }
+}
+
+/// Keeps the size of all links in line with the one that the tunnels go over.
+async fn follow_mtu(node: Arc<Node>) {
+    let mut changes = node.fabric.mtu_changes();
+    while let Some(Ok(())) = node.closing.run_until_cancelled(changes.changed()).await {
+        report("follow the size of the underlay's frames", node.fabric.follow_mtu().await);
     }
 }
 

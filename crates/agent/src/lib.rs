@@ -39,7 +39,7 @@ pub use config::{AgentConfig, Membership};
 pub use error::{Error, Result};
 pub use health::{Health, HealthStatus};
 pub use reset::reset;
-pub use view::{ContainerNetwork, ContainerView, TableCounts, TableReport};
+pub use view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, TableCounts, TableReport};
 
 /// Locks a mutex whose holders never leave it half-changed, so a panic elsewhere does not matter.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::stream::BoxStream;
+use ipnet::IpNet;
 use nix::fcntl::{Flock, FlockArg};
 use shoal_balancer::{Balancer, BalancerConfig};
 use shoal_model::{ContainerId, IdGenerator, LogEntry, LogSelector, NodeDescription, TaskId, TaskStatus};
@@ -191,6 +192,7 @@ impl Node {
             memory: memory(),
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             engine_labels: BTreeMap::new(),
+            routes: self.fabric.route_changes().borrow().clone(),
         }
     }
 }
@@ -198,6 +200,10 @@ impl Node {
 impl Host for Node {
     fn description(&self) -> NodeDescription {
         Node::description(self)
+    }
+
+    fn routes(&self) -> watch::Receiver<BTreeSet<IpNet>> {
+        self.fabric.route_changes()
     }
 
     fn tables(&self) -> &Tables {

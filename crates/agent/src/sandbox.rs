@@ -29,12 +29,17 @@ fn named<'a>(
 
 /// The namespace to build.
 pub(crate) fn config(task: &Task, tables: &Networks) -> SandboxConfig {
-    let is_ingress = |network| tables.get(network).is_some_and(|table| table.config.ingress);
+    let config = |network| tables.get(network).map(|table| &table.config);
     let attachments = task.attachments.iter().map(|attachment| SandboxAttachment {
         network: attachment.network.clone(),
-        ingress: is_ingress(&attachment.network),
+        ingress: config(&attachment.network).is_some_and(|config| config.ingress),
         address: attachment.address,
         address_v6: attachment.address_v6,
+        subnets: config(&attachment.network)
+            .iter()
+            .flat_map(|config| &config.pools)
+            .map(|pool| pool.subnet)
+            .collect(),
         mac: attachment.mac,
     });
     SandboxConfig {

@@ -1,6 +1,6 @@
 //! The conversation with the manager. It may break at any time; nothing that runs depends on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use shoal_model::{
     LogEntry, LogSelector, NetworkId, NetworkTable, NodeDescription, TableDelta, TableVersion, Task, TaskId,
     TaskStatus,
@@ -20,7 +21,7 @@ use shoal_protocol::session::{
 };
 use shoal_protocol::{MAX_FRAME_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, decode, encode};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -51,6 +52,8 @@ pub(crate) struct Assigned {
 /// The node, as far as a session knows it.
 pub(crate) trait Host: Send + Sync + 'static {
     fn description(&self) -> NodeDescription;
+    /// The part of the description that changes while the node runs.
+    fn routes(&self) -> watch::Receiver<BTreeSet<IpNet>>;
     fn tables(&self) -> &Tables;
     fn obey(self: &Arc<Self>, assigned: Assigned);
     /// Everything is to be reported anew.
@@ -117,6 +120,8 @@ struct Session<H> {
     inbox: tonic::Streaming<shoal_protocol::session::ManagerMessage>,
     heartbeat: Duration,
     logs: Subscriptions<H>,
+    /// Changes when the description is to be told anew.
+    routes: watch::Receiver<BTreeSet<IpNet>>,
     /// The versions the manager has been told to be in force.
     told: BTreeMap<NetworkId, TableVersion>,
 }
@@ -144,6 +149,9 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership) -> Result<Session<H>,
         .max_encoding_message_size(MAX_FRAME_BYTES);
     let (outbox, frames) = mpsc::channel(OUTBOX);
     let held = node.tables().in_force().borrow().clone();
+    // Before the description is made, so that no change is missed.
+    let mut routes = node.routes();
+    routes.mark_unchanged();
     let hello = Hello {
         node_id: member.node.to_string(),
         protocol_min: PROTOCOL_MIN,
@@ -169,7 +177,7 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership) -> Result<Session<H>,
     // The manager may be a new one, and have missed anything.
     node.report_all();
     let logs = Subscriptions::new(node.clone(), outbox.clone());
-    Ok(Session { node: node.clone(), outbox, inbox, heartbeat, logs, told })
+    Ok(Session { node: node.clone(), outbox, inbox, heartbeat, logs, routes, told })
 }
 
 impl<H: Host> Session<H> {
@@ -179,6 +187,7 @@ impl<H: Host> Session<H> {
         let mut in_force = node.tables().in_force();
         // What came into force since the hello.
         in_force.mark_changed();
+        let mut routes = self.routes.clone();
         let mut beat = tokio::time::interval(self.heartbeat);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -197,6 +206,10 @@ impl<H: Host> Session<H> {
                     changed.map_err(|_| Ended::Closed)?;
                     let tables = in_force.borrow_and_update().clone();
                     self.acknowledge(&tables).await?;
+                }
+                changed = routes.changed() => {
+                    changed.map_err(|_| Ended::Closed)?;
+                    self.send(Up::Description(encode(&node.description()))).await?;
                 }
                 _ = beat.tick() => self.send(Up::Heartbeat(Heartbeat {})).await?,
             }

@@ -61,6 +61,7 @@ pub(crate) fn table(network: &str, revision: u64) -> NetworkTable {
             ingress: false,
             mtu: None,
             data_path_port: 4789,
+            shown: Default::default(),
         },
         services: BTreeMap::new(),
         endpoints: BTreeMap::new(),

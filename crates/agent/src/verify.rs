@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use shoal_balancer::KernelState;
-use shoal_model::{NetworkTable, NodeId};
+use shoal_model::{EndpointEntry, NetworkTable, NodeId};
 use shoal_network::FabricState;
 use shoal_resolver::Names;
 use shoal_resolver::feed::State;
@@ -96,10 +96,12 @@ fn compare(
     }
 }
 
-/// Addresses that other nodes answer for.
+/// Addresses that other nodes answer for. The ingress network carries IPv4 only.
 fn remote(table: &NetworkTable, own: Option<&NodeId>) -> BTreeSet<IpAddr> {
     let elsewhere = table.endpoints.values().filter(|endpoint| Some(&endpoint.node) != own);
-    elsewhere.map(|endpoint| endpoint.address.addr()).collect()
+    let v6 = |endpoint: &EndpointEntry| endpoint.address_v6.filter(|_| !table.config.ingress);
+    let addresses = elsewhere.flat_map(|endpoint| [Some(endpoint.address), v6(endpoint)]).flatten();
+    addresses.map(|address| address.addr()).collect()
 }
 
 #[cfg(test)]
@@ -114,6 +116,7 @@ mod tests {
         let mut table = testing::table("n1", 7);
         table.services.insert(ServiceId::new("s"), testing::service("web", Some("10.0.1.2"), &["t1"]));
         table.endpoints.insert(EndpointId::new("t1"), testing::endpoint("other", "10.0.1.5/24"));
+        table.endpoints.get_mut(&EndpointId::new("t1")).unwrap().address_v6 = "fd00::5/64".parse().ok();
         let own = NodeId::new("node1");
         let report =
             compare(&table, Some(&own), &KernelState::default(), &State::default(), &FabricState::default());
@@ -122,10 +125,11 @@ mod tests {
             [
                 "balancer: 10.0.1.2 is missing",
                 "fabric: no way to 10.0.1.5",
+                "fabric: no way to fd00::5",
                 "resolver: does not know the network"
             ]
         );
-        assert_eq!((report.held.vips, report.held.backends, report.held.remote_endpoints), (1, 1, 1));
+        assert_eq!((report.held.vips, report.held.backends, report.held.remote_endpoints), (1, 1, 2));
         assert_eq!(report.read_back, TableCounts::default());
 
         let kernel = KernelState { services: services(&table), ..KernelState::default() };

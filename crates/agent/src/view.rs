@@ -1,9 +1,10 @@
 //! What an agent shows of its containers and tables.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Serialize;
-use shoal_model::{Attachment, Healthcheck, NetworkId, TableVersion, TaskId};
+use shoal_model::{Attachment, ContainerId, Healthcheck, NetworkId, NetworkTable, TableVersion, TaskId};
 
 use crate::health::Health;
 
@@ -26,6 +27,22 @@ pub struct ContainerNetwork {
     pub name: String,
     pub attachment: Attachment,
     pub gateway: Option<IpAddr>,
+}
+
+/// A network of the cluster that this node has the table of, and this node's containers on it.
+#[derive(Debug, Clone)]
+pub struct NodeNetwork {
+    pub table: Arc<NetworkTable>,
+    pub endpoints: Vec<NodeEndpoint>,
+}
+
+/// A container's place on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeEndpoint {
+    pub container: ContainerId,
+    pub task: TaskId,
+    pub name: String,
+    pub attachment: Attachment,
 }
 
 /// What a node holds of one network, and what it reads back from its kernel and resolver.

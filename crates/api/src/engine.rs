@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use shoal_agent::Agent;
+use shoal_agent::{Agent, NodeNetwork};
 use shoal_manager::{ControlError, Manager};
 use shoal_model::{Availability, ClusterSpec, NodeId};
 
@@ -19,6 +19,11 @@ pub trait Swarm: Send + Sync {
     fn manager(&self) -> Option<Manager>;
 
     fn local_state(&self) -> LocalState;
+
+    /// The cluster's networks that this node has a part in: what a worker can tell of them.
+    fn networks_here(&self) -> Vec<NodeNetwork> {
+        Vec::new()
+    }
 
     /// Makes this node the first manager of a new cluster. Errors are shown to the user as they are,
     /// without a prefix; a node that already is a member answers `Unavailable` with Docker's text.

@@ -6,6 +6,7 @@ mod conversion;
 mod router;
 mod shape;
 mod socket;
+mod worker;
 
 use serde_json::Value;
 

@@ -6,8 +6,9 @@ use shoal_model::{
     NodeRole, NodeSpec, NodeStatus, Object,
 };
 
-use crate::InitOptions;
 use crate::draft::Draft;
+use crate::plan::{NoSubnet, allocate_network};
+use crate::{ControlError, InitOptions};
 
 /// The label of networks that exist so that services can name the node's own (SwarmKit's).
 const PREDEFINED: &str = "com.docker.swarm.predefined";
@@ -26,6 +27,7 @@ pub(crate) fn begin(
         meta,
         spec: options.spec.clone(),
         epoch: u64::from_be_bytes(ids.bytes()),
+        last_vni: None,
     }));
     let node = NodeId::new(ids.object_id());
     let mut description = options.description.clone();
@@ -70,4 +72,21 @@ fn network(id: NetworkId, meta: Meta, name: &str, driver: NetworkDriver) -> Netw
         },
         state: None,
     }
+}
+
+/// The subnet of the network that carries published ports. A cluster whose pools have none for it is
+/// better not begun: later on nothing tells why no port is ever published.
+pub(crate) fn give_ingress_subnet(draft: &mut Draft, ids: &mut IdGenerator) -> Result<(), ControlError> {
+    let Some(ingress) = draft.state().ingress_network().map(|network| network.id.clone()) else {
+        return Ok(());
+    };
+    allocate_network(draft, &ingress, ids).map_err(|error| {
+        let hint = match error {
+            NoSubnet::PoolsExhausted => {
+                ": the node has addresses or routes in all of them; choose others with --default-addr-pool"
+            }
+            _ => "",
+        };
+        ControlError::invalid(format!("ingress network: {error}{hint}"))
+    })
 }

@@ -58,6 +58,11 @@ enum Event {
         node: NodeId,
         id: u64,
     },
+    Described {
+        node: NodeId,
+        id: u64,
+        description: NodeDescription,
+    },
     Acked {
         node: NodeId,
         id: u64,
@@ -238,6 +243,10 @@ fn take(hub: &mut Hub, views: &mut Views, event: Event, now: Duration) {
             }
         }
         Event::Heard { node, id } => hub.heard(&node, id, now),
+        Event::Described { node, id, description } => {
+            hub.heard(&node, id, now);
+            hub.describe(&node, id, description);
+        }
         Event::Acked { node, id, network, version } => {
             hub.heard(&node, id, now);
             hub.ack(&node, id, network, version);

@@ -81,7 +81,11 @@ impl Manager {
         let manager = Self::serve(store, config).await?;
         let begun = manager
             .shared
-            .transact(|draft, now, ids| Ok::<_, Error>(cluster::begin(draft, options, now.wall, ids)))
+            .transact(|draft, now, ids| {
+                let node = cluster::begin(draft, options, now.wall, ids);
+                cluster::give_ingress_subnet(draft, ids)?;
+                Ok::<_, Error>(node)
+            })
             .await;
         match begun {
             Ok(node) => Ok((manager, node)),

@@ -25,7 +25,9 @@ use shoal_model::{
 use shoal_store::State;
 
 pub use crate::draft::{Change, ClaimedTwice, Draft, commit_of};
-pub(crate) use allocate::{Addresses, network as allocate_network, overlap_of, service as allocate_service};
+pub(crate) use allocate::{
+    Addresses, NoSubnet, network as allocate_network, overlap, overlap_of, service as allocate_service,
+};
 pub(crate) use constraint::Constraint;
 pub(crate) use nodes::Patience;
 

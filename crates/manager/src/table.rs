@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use shoal_model::{
     Attachment, EndpointEntry, EndpointId, EndpointMode, Network, NetworkId, NetworkTable, Node,
-    NodeCondition, NodeEntry, NodeId, PublishMode, Service, ServiceEntry, ServiceId, TableConfig,
+    NodeCondition, NodeEntry, NodeId, PublishMode, Service, ServiceEntry, ServiceId, Shown, TableConfig,
     TableVersion, Task, TaskId,
 };
 use shoal_protocol::encode;
 use shoal_store::State;
 
 /// Docker's option for the interface size of an overlay network.
-const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+pub(crate) const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
 /// The table of one network; `None` while the network has no subnet, or does not exist. Its version is
 /// the state's: who keeps tables keeps the older version while the content is the same.
@@ -47,6 +47,12 @@ fn config(state: &State, network: &Network) -> Option<TableConfig> {
         ingress: network.spec.ingress,
         mtu,
         data_path_port: data_path_port.unwrap_or_default(),
+        shown: Shown {
+            created: Some(network.meta.created),
+            attachable: network.spec.attachable,
+            labels: network.spec.labels.clone(),
+            options: network.spec.options.clone(),
+        },
     })
 }
 

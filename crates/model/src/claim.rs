@@ -44,7 +44,8 @@ pub fn claims(object: &Object) -> Vec<Claim> {
                 claims.push(Claim::Vni(state.vni));
                 for pool in &state.pools {
                     claims.push(Claim::Subnet(pool.subnet));
-                    claims.extend(pool.gateway.map(|gateway| Claim::Address(network.id.clone(), gateway)));
+                    let held = pool.gateway.iter().chain(pool.reserved.values());
+                    claims.extend(held.map(|address| Claim::Address(network.id.clone(), *address)));
                 }
                 let resting = state.resting.iter();
                 claims.extend(resting.map(|resting| Claim::Address(network.id.clone(), resting.address)));

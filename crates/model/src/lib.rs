@@ -26,7 +26,7 @@ pub use object::{
 };
 pub use spec::*;
 pub use table::{
-    Changes, EndpointEntry, NetworkTable, NodeEntry, ServiceEntry, TableConfig, TableDelta, TableMismatch,
-    TableVersion,
+    Changes, EndpointEntry, NetworkTable, NodeEntry, ServiceEntry, Shown, TableConfig, TableDelta,
+    TableMismatch, TableVersion,
 };
 pub use task::{ContainerStatus, TaskState, TaskStatus};

@@ -38,6 +38,10 @@ pub struct Cluster {
     pub spec: ClusterSpec,
     /// Part of every table version; renewed when a store's history begins anew.
     pub epoch: u64,
+    /// The VXLAN network identifier handed out last: the search for the next one starts behind it, so
+    /// that one which was just given up comes back as late as possible.
+    #[serde(default)]
+    pub last_vni: Option<u32>,
 }
 
 /// A machine of the cluster.
@@ -78,6 +82,10 @@ pub struct NodeDescription {
     pub memory: u64,
     pub engine_version: String,
     pub engine_labels: Labels,
+    /// Where the node's own routes lead, the default route and what belongs to the cluster aside: no
+    /// network may have these addresses.
+    #[serde(default)]
+    pub routes: BTreeSet<IpNet>,
 }
 
 /// What the manager holds of a node's condition. A heartbeat never changes it, only a transition does.
@@ -132,6 +140,9 @@ pub struct NetworkState {
     /// The address handed out last: the search for the next one starts behind it, so a freed
     /// address comes back as late as possible.
     pub last_address: Option<IpAddr>,
+    /// The same for IPv6.
+    #[serde(default)]
+    pub last_address_v6: Option<IpAddr>,
     /// Freed addresses that nodes which are down may still send to, least recently freed first. They are
     /// handed out when nothing else is free.
     #[serde(default)]

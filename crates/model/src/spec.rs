@@ -373,6 +373,16 @@ pub struct AddressPool {
     pub gateway: Option<IpAddr>,
     /// Addresses are taken from this part of the subnet only.
     pub range: Option<IpNet>,
+    /// Addresses that are somebody else's, by the user's names for them: never given out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reserved: BTreeMap<String, IpAddr>,
+}
+
+impl AddressPool {
+    /// A subnet of which nothing more is said.
+    pub fn new(subnet: IpNet) -> Self {
+        Self { subnet, gateway: None, range: None, reserved: BTreeMap::new() }
+    }
 }
 
 // === nodes and cluster ===

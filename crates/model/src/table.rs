@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{AddressPool, EndpointId, MacAddr, NetworkId, NodeId, PortConfig, ServiceId};
+use crate::{AddressPool, EndpointId, Labels, MacAddr, NetworkId, NodeId, PortConfig, ServiceId};
 
 /// Names one state of a table. Versions of different epochs cannot be compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -54,6 +55,18 @@ pub struct TableConfig {
     pub mtu: Option<u32>,
     /// UDP port of the VXLAN data path.
     pub data_path_port: u16,
+    #[serde(default)]
+    pub shown: Shown,
+}
+
+/// What a node shows of a network beyond what it must build.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    pub created: Option<Timestamp>,
+    pub attachable: bool,
+    pub labels: Labels,
+    /// As the user gave them.
+    pub options: Labels,
 }
 
 /// A service as seen on one network.

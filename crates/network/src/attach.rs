@@ -104,6 +104,7 @@ impl Inner {
             mac: Some(attachment.mac),
             address: attachment.address,
             address_v6: attachment.address_v6,
+            subnets: &attachment.subnets,
             default_via,
             outside,
         })
@@ -136,6 +137,7 @@ impl Inner {
             mac: None,
             address: IpNet::V4(net),
             address_v6: None,
+            subnets: &[],
             default_via: Some(gateway.address.addr()),
             outside: self.outside(gateway.index, gateway.mtu, ports),
         };

@@ -5,14 +5,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use shoal_model::{NetworkId, NetworkTable, NodeId, Protocol};
 use tokio::sync::{Mutex, watch};
 
-use crate::addresses::Addresses;
 use crate::conntrack::{self, Flow};
 use crate::error::Failures;
+use crate::follow::{self, Followed};
 use crate::ingress::{self, Blueprint, Ingress};
 use crate::link::Tunnel;
+use crate::mtu::Size;
 use crate::netlink::Netlink;
 use crate::netns::{Directory, Namespace};
 use crate::overlay::{self, Overlay, Remotes};
@@ -36,7 +38,9 @@ pub(crate) struct Inner {
     pub(crate) state: Mutex<State>,
     /// Taken after `state` where both are needed.
     pub(crate) tables: Mutex<Tables>,
-    addresses: Addresses,
+    addresses: Followed<BTreeSet<IpAddr>>,
+    routes: Followed<BTreeSet<IpNet>>,
+    mtus: Followed<BTreeMap<IpAddr, u32>>,
 }
 
 impl Fabric {
@@ -47,7 +51,9 @@ impl Fabric {
         let netlink = Netlink::open(&namespace).await?;
         let directory = Directory::new(&config.run_dir);
         let found = Found::scan(&directory, &namespace, &netlink, &config.tag).await?;
-        let addresses = Addresses::watch(&namespace, &netlink).await?;
+        let addresses = follow::addresses(&namespace, &netlink).await?;
+        let routes = follow::routes(&namespace, &netlink).await?;
+        let mtus = follow::mtus(&namespace, &netlink).await?;
         let mut state = State { sandboxes: found.sandboxes, ..State::default() };
         state.last_gateway_address = state.gateway_addresses().last().copied();
         let fabric = Self {
@@ -59,6 +65,8 @@ impl Fabric {
                 netlink,
                 state: Mutex::new(state),
                 addresses,
+                routes,
+                mtus,
             }),
         };
         if let (Some(node), Some(underlay)) = (config.node, config.underlay) {
@@ -92,7 +100,7 @@ impl Fabric {
         let inner = &*self.inner;
         let mut state = inner.state.lock().await;
         let (node, underlay) = state.node.clone().ok_or(Error::NoNode)?;
-        let mtu = overlay::inner_mtu(table.config.mtu, inner.underlay_mtu(underlay).await?);
+        let mtu = Size::of(&table.config).within(inner.underlay_mtu(underlay).await?);
         let mut tables = inner.tables.lock().await;
         membership::apply(&mut tables, table, &node, prune).await?;
         if table.config.ingress {
@@ -100,12 +108,18 @@ impl Fabric {
             let ingress =
                 Ingress::ensure(&inner.namespace, &inner.netlink, &mut tables, &inner.tag, &wanted).await?;
             ingress.apply(&inner.netlink, &mut tables, &wanted, prune).await?;
-            state.ingress = Some(ingress);
+            drop(tables);
+            if state.ingress.replace(ingress).is_none_or(|former| former.mtu != mtu) {
+                inner.fit_ingress(&mut state, mtu).await?;
+            }
         } else {
             drop(tables);
             let overlay = inner.ensure_overlay(&state, table, underlay, mtu).await?;
             overlay.apply(&Remotes::of(table, &node), prune).await?;
-            state.overlays.insert(table.network.clone(), overlay);
+            let former = state.overlays.insert(table.network.clone(), overlay);
+            if former.is_none_or(|former| former.mtu != mtu) {
+                inner.fit_overlay(&mut state, &table.network, mtu).await?;
+            }
         }
         Ok(())
     }
@@ -196,12 +210,23 @@ impl Fabric {
 
     /// The addresses of the node's own namespace, loopback aside.
     pub async fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
-        self.inner.addresses.read().await
+        follow::read_addresses(self.inner.netlink.clone()).await
     }
 
     /// Always holds the addresses of the node's own namespace, loopback aside.
     pub fn address_changes(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
         self.inner.addresses.changes()
+    }
+
+    /// Always holds where the node's own routes lead: no network may have these addresses. The
+    /// default route and what is ours are not among them.
+    pub fn route_changes(&self) -> watch::Receiver<BTreeSet<IpNet>> {
+        self.inner.routes.changes()
+    }
+
+    /// Changes when [`follow_mtu`](Self::follow_mtu) may have something to do.
+    pub fn mtu_changes(&self) -> watch::Receiver<BTreeMap<IpAddr, u32>> {
+        self.inner.mtus.changes()
     }
 
     /// What the kernel holds of a network.
@@ -295,6 +320,7 @@ impl Inner {
             network: table.network.as_str(),
             tunnel: Tunnel { vni: table.config.vni, local: underlay, port: table.config.data_path_port },
             mtu,
+            size: Size::of(&table.config),
         };
         Overlay::ensure(namespace, known, &self.netlink, &wanted).await
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::LinkAttribute;
 
 use crate::netlink::Netlink;
@@ -98,8 +99,11 @@ async fn taken(netlink: &Netlink, avoid: &[Ipv4Net]) -> Result<Vec<Ipv4Net>> {
         IpNet::V4(address) => Some(address.trunc()),
         IpNet::V6(_) => None,
     }));
-    let routes = netlink.routes().await?.into_iter().map(|route| route.destination);
-    taken.extend(routes.filter(|destination| destination.prefix_len() > 0));
+    let routes = netlink.routes(AddressFamily::Inet).await?.into_iter().map(|route| route.destination);
+    taken.extend(routes.filter_map(|destination| match destination {
+        IpNet::V4(destination) if destination.prefix_len() > 0 => Some(destination),
+        _ => None,
+    }));
     Ok(taken)
 }
 

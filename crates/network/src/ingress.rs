@@ -10,10 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::LinkAttribute;
 use shoal_model::{MacAddr, NetworkId, NetworkTable, NodeId};
 
 use crate::link::{self, Tunnel};
+use crate::mtu::Size;
 use crate::neighbour::Entry;
 use crate::netlink::{Netlink, Route, Rule};
 use crate::netns::Namespace;
@@ -40,9 +42,10 @@ const TABLE: u32 = 90;
 pub(crate) struct Ingress {
     pub(crate) network: NetworkId,
     pub(crate) bridge: u32,
-    tunnel: u32,
+    pub(crate) tunnel: u32,
     pub(crate) gateway: Ipv4Addr,
     pub(crate) mtu: u32,
+    pub(crate) size: Size,
     underlay: Ipv4Addr,
     subnet: Ipv4Net,
 }
@@ -57,6 +60,7 @@ pub(crate) struct Blueprint {
     own: Ipv4Addr,
     tunnel: Tunnel,
     mtu: u32,
+    size: Size,
     peers: BTreeMap<Ipv4Addr, Remote>,
     /// Tasks on other nodes, with their node's address.
     tasks: BTreeMap<Ipv4Addr, Ipv4Addr>,
@@ -89,6 +93,7 @@ impl Blueprint {
             own: address_of(own).ok_or_else(|| invalid("this node has no address on it"))?,
             tunnel: Tunnel { vni: table.config.vni, local: underlay, port: table.config.data_path_port },
             mtu,
+            size: Size::of(&table.config),
             peers: peers.collect(),
             tasks: tasks.collect(),
         })
@@ -160,6 +165,7 @@ impl Ingress {
             tunnel,
             gateway: wanted.gateway.addr(),
             mtu: wanted.mtu,
+            size: wanted.size,
             underlay: wanted.tunnel.local,
             subnet: wanted.gateway.trunc(),
         };
@@ -232,15 +238,20 @@ impl Ingress {
 
     /// Connections from the node itself carry its underlay address, where it has that.
     fn routes(&self, wanted: &Blueprint, has_underlay: bool) -> BTreeSet<Route> {
-        let source = has_underlay.then_some(self.underlay);
-        let main =
-            |destination, index, gateway| Route { destination, index, gateway, source, table: Route::MAIN };
+        let source = has_underlay.then_some(IpAddr::V4(self.underlay));
+        let main = |destination, index, gateway: Option<Ipv4Addr>| Route {
+            destination: IpNet::V4(destination),
+            index,
+            gateway: gateway.map(IpAddr::V4),
+            source,
+            table: Route::MAIN,
+        };
         let peers = wanted.peers.keys().map(|&peer| main(host(peer), self.tunnel, None));
         let tasks = wanted.tasks.iter().map(|(&task, &node)| main(host(task), self.tunnel, Some(node)));
         let back = Route {
-            destination: Ipv4Net::default(),
+            destination: IpNet::V4(Ipv4Net::default()),
             index: self.tunnel,
-            gateway: Some(NOBODY),
+            gateway: Some(NOBODY.into()),
             source: None,
             table: TABLE,
         };
@@ -248,7 +259,7 @@ impl Ingress {
     }
 
     async fn held_routes(&self, netlink: &Netlink) -> Result<Vec<Route>> {
-        let mut routes = netlink.routes().await?;
+        let mut routes = netlink.routes(AddressFamily::Inet).await?;
         routes.retain(|route| route.index == self.tunnel || route.index == self.bridge);
         Ok(routes)
     }
@@ -275,9 +286,9 @@ impl Ingress {
         let mut state = FabricState::default();
         for route in self.held_routes(netlink).await? {
             let (Some(node), Route::MAIN) = (route.gateway, route.table) else { continue };
-            let task = IpAddr::V4(route.destination.addr());
+            let task = route.destination.addr();
             let remote = peers
-                .get(&IpAddr::V4(node))
+                .get(&node)
                 .and_then(|mac| Some(Remote { mac: *mac, data_path_address: *tunnels.get(mac)? }));
             match remote {
                 Some(remote) => {
@@ -326,7 +337,7 @@ async fn ensure_tunnel(netlink: &Netlink, tag: &str, wanted: &Blueprint) -> Resu
     let mac = tunnel_mac(wanted.own);
     if let Some(link) = netlink.link(INGRESS_TUNNEL).await? {
         owner::check(tag, INGRESS_TUNNEL, link.alias.as_deref())?;
-        if link.tunnel == Some(wanted.tunnel) && link.mac == Some(mac) && link.mtu == wanted.mtu && link.up {
+        if link.tunnel == Some(wanted.tunnel) && link.mac == Some(mac) && link.up {
             return Ok((link.index, false));
         }
         netlink.remove_link(INGRESS_TUNNEL).await?;

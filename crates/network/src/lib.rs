@@ -6,15 +6,16 @@
 //! is taken over by asking for it again.
 #![forbid(unsafe_code)]
 
-mod addresses;
 mod attach;
 mod conntrack;
 mod error;
 mod fabric;
+mod follow;
 mod gateway;
 mod ingress;
 mod link;
 mod membership;
+mod mtu;
 mod neighbour;
 mod netlink;
 mod netns;

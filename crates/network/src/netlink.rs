@@ -1,7 +1,7 @@
 //! Route netlink inside one namespace: links, addresses, routes and rules. Forwarding and neighbour
 //! entries are in `neighbour`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -166,6 +166,14 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(message), 0, || format!("change link {name}")).await
     }
 
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::Mtu(mtu)];
+        let message = RouteNetlinkMessage::SetLink(message);
+        self.request(message, 0, || format!("set the MTU of link {index} to {mtu}")).await
+    }
+
     pub(crate) async fn set_up(&self, index: u32, name: &str) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -228,9 +236,10 @@ impl Netlink {
 
     // === routes and rules ===
 
-    pub(crate) async fn routes(&self) -> Result<Vec<Route>> {
+    /// All routes of one address family.
+    pub(crate) async fn routes(&self, family: AddressFamily) -> Result<Vec<Route>> {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = family;
         let messages = self.dump(RouteNetlinkMessage::GetRoute(message), "routes").await?;
         Ok(messages.iter().filter_map(Route::parse).collect())
     }
@@ -268,15 +277,17 @@ impl Netlink {
     }
 }
 
-/// Tells of every change of an address in a namespace, until dropped.
-pub(crate) async fn watch_addresses(namespace: &Namespace) -> Result<impl Stream<Item = ()> + Unpin + use<>> {
+/// Tells of every change of some kinds in a namespace, until dropped.
+pub(crate) async fn watch(
+    namespace: &Namespace,
+    groups: &'static [MulticastGroup],
+) -> Result<impl Stream<Item = ()> + Unpin + Send + use<>> {
     let runtime = tokio::runtime::Handle::current();
     namespace
         .run(move || {
             let _context = runtime.enter();
-            let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
             let (connection, handle, messages) =
-                rtnetlink::new_multicast_connection(&groups).map_err(Error::io("watch addresses"))?;
+                rtnetlink::new_multicast_connection(groups).map_err(Error::io("watch the node's network"))?;
             runtime.spawn(connection);
             // The handle keeps the connection alive.
             Ok(messages.map(move |_| {
@@ -308,14 +319,15 @@ fn parse_address(message: &RouteNetlinkMessage) -> Option<(u32, IpNet)> {
     Some((message.header.index, IpNet::new(found?, message.header.prefix_len).ok()?))
 }
 
-/// An IPv4 unicast route.
+/// A unicast route.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Route {
-    pub(crate) destination: ipnet::Ipv4Net,
+    pub(crate) destination: IpNet,
+    /// Zero where the route leads over several links.
     pub(crate) index: u32,
-    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) gateway: Option<IpAddr>,
     /// The address that connections from the node itself get.
-    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) source: Option<IpAddr>,
     pub(crate) table: u32,
 }
 
@@ -323,14 +335,14 @@ impl Route {
     pub(crate) const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
     /// Where it leads to, without the way there.
-    pub(crate) fn subject(&self) -> (u32, ipnet::Ipv4Net) {
+    pub(crate) fn subject(&self) -> (u32, IpNet) {
         (self.table, self.destination)
     }
 
     fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         let header = &mut message.header;
-        header.address_family = AddressFamily::Inet;
+        header.address_family = family(self.destination.addr());
         header.destination_prefix_length = self.destination.prefix_len();
         header.table = u8::try_from(self.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
         header.protocol = RouteProtocol::Static;
@@ -341,15 +353,15 @@ impl Route {
         }
         message.attributes = vec![RouteAttribute::Table(self.table), RouteAttribute::Oif(self.index)];
         if self.destination.prefix_len() > 0 {
-            let destination = RouteAddress::Inet(self.destination.network());
+            let destination = route_address(self.destination.network());
             message.attributes.push(RouteAttribute::Destination(destination));
         }
         message
             .attributes
-            .extend(self.gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::Inet(gateway))));
+            .extend(self.gateway.map(|gateway| RouteAttribute::Gateway(route_address(gateway))));
         message
             .attributes
-            .extend(self.source.map(|source| RouteAttribute::PrefSource(RouteAddress::Inet(source))));
+            .extend(self.source.map(|source| RouteAttribute::PrefSource(route_address(source))));
         message
     }
 
@@ -358,22 +370,40 @@ impl Route {
         if message.header.kind != RouteType::Unicast {
             return None;
         }
-        let mut destination = Ipv4Addr::UNSPECIFIED;
+        let mut destination = match message.header.address_family {
+            AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
         let (mut index, mut gateway, mut source) = (0, None, None);
         let mut table = u32::from(message.header.table);
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+                RouteAttribute::Destination(address) => destination = parse_route_address(address)?,
                 RouteAttribute::Oif(oif) => index = *oif,
-                RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
-                RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
+                RouteAttribute::Gateway(address) => gateway = parse_route_address(address),
+                RouteAttribute::PrefSource(address) => source = parse_route_address(address),
                 RouteAttribute::Table(number) => table = *number,
                 _ => {}
             }
         }
-        let prefix = message.header.destination_prefix_length;
-        let destination = ipnet::Ipv4Net::new(destination, prefix).ok()?;
+        let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
         Some(Self { destination, index, gateway, source, table })
+    }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+fn parse_route_address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
     }
 }
 

@@ -11,6 +11,7 @@ use netlink_packet_route::link::{InfoBridgePort, LinkAttribute};
 use shoal_model::{MacAddr, NetworkTable, NodeId};
 
 use crate::link::{self, Link, Tunnel};
+use crate::mtu::Size;
 use crate::neighbour::Entry;
 use crate::netlink::Netlink;
 use crate::netns::Namespace;
@@ -28,6 +29,7 @@ pub(crate) struct Overlay {
     pub(crate) bridge: u32,
     pub(crate) vxlan: u32,
     pub(crate) mtu: u32,
+    pub(crate) size: Size,
 }
 
 /// What an overlay is to be.
@@ -36,6 +38,7 @@ pub(crate) struct Blueprint<'a> {
     pub(crate) network: &'a str,
     pub(crate) tunnel: Tunnel,
     pub(crate) mtu: u32,
+    pub(crate) size: Size,
 }
 
 impl Overlay {
@@ -56,7 +59,8 @@ impl Overlay {
         let find = |name: &str| links.iter().find(|link| link.name == name);
         let bridge = ensure_bridge(&netlink, find(BRIDGE), wanted).await?;
         let vxlan = ensure_vxlan(&namespace, &netlink, node, find(VXLAN), bridge, wanted).await?;
-        Ok(Self { namespace, netlink, bridge, vxlan, mtu: wanted.mtu })
+        let Blueprint { mtu, size, .. } = *wanted;
+        Ok(Self { namespace, netlink, bridge, vxlan, mtu, size })
     }
 
     /// Adds the entries for the endpoints on other nodes; with `prune` also removes all others.
@@ -127,12 +131,8 @@ async fn ensure_vxlan(
     bridge: u32,
     wanted: &Blueprint<'_>,
 ) -> Result<u32> {
-    let as_wanted = |link: &&Link| {
-        link.tunnel == Some(wanted.tunnel)
-            && link.mtu == wanted.mtu
-            && link.up
-            && link.controller == Some(bridge)
-    };
+    let as_wanted =
+        |link: &&Link| link.tunnel == Some(wanted.tunnel) && link.up && link.controller == Some(bridge);
     if let Some(link) = found.filter(as_wanted) {
         return Ok(link.index);
     }
@@ -224,14 +224,6 @@ fn assemble<'a>(entries: impl Iterator<Item = &'a Entry>) -> FabricState {
     state
 }
 
-/// The MTU inside a tunnel over a link of that MTU: outer Ethernet, IPv4, UDP and VXLAN headers take
-/// 50 bytes (RFC 7348, section 4.3 asks that fragments never be needed).
-pub(crate) fn inner_mtu(configured: Option<u32>, underlay: u32) -> u32 {
-    const OVERHEAD: u32 = 50;
-    const MIN: u32 = 576;
-    configured.unwrap_or_else(|| underlay.saturating_sub(OVERHEAD)).max(MIN)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,12 +245,5 @@ mod tests {
             BTreeMap::from([([10, 0, 0, 2].into(), Remote { mac: a, data_path_address: to })])
         );
         assert_eq!(state.broken.len(), 2, "{:?}", state.broken);
-    }
-
-    #[test]
-    fn the_tunnel_takes_fifty_bytes() {
-        assert_eq!(inner_mtu(None, 1500), 1450);
-        assert_eq!(inner_mtu(Some(1400), 9000), 1400);
-        assert_eq!(inner_mtu(None, 10), 576);
     }
 }

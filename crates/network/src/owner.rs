@@ -16,6 +16,11 @@ pub(crate) const INGRESS: &str = "shoal-ing";
 /// The tunnel to the published tasks on other nodes.
 pub(crate) const INGRESS_TUNNEL: &str = "shoal-ingvx";
 
+/// The link is one of those in the node's own namespace that are ours by name.
+pub(crate) fn is_node_link(name: &str) -> bool {
+    [GATEWAY, INGRESS, INGRESS_TUNNEL].contains(&name)
+}
+
 /// The name of an overlay's namespace.
 pub(crate) fn netns_name(network: &NetworkId) -> String {
     format!("{NETWORK_PREFIX}{network}")

@@ -8,7 +8,7 @@ use shoal_model::{MacAddr, NetworkId};
 
 use crate::link::{self, End};
 use crate::neighbour::Entry;
-use crate::netlink::{Netlink, Route};
+use crate::netlink::{self, Netlink, Route};
 use crate::netns::Namespace;
 use crate::owner::{host_interface, sandbox_alias};
 use crate::{Result, SandboxLink, sysctl};
@@ -22,6 +22,8 @@ pub(crate) struct Interface<'a> {
     pub(crate) mac: Option<MacAddr>,
     pub(crate) address: IpNet,
     pub(crate) address_v6: Option<IpNet>,
+    /// All subnets of the network.
+    pub(crate) subnets: &'a [IpNet],
     pub(crate) default_via: Option<Ipv4Addr>,
     pub(crate) outside: Outside<'a>,
 }
@@ -98,19 +100,29 @@ impl Interface<'_> {
             }
         }
         inside.set_up(index, &name).await?;
-        if let Some(gateway) = self.default_via {
-            let route = Route {
-                destination: Ipv4Net::default(),
-                index,
-                gateway: Some(gateway),
-                source: None,
-                table: Route::MAIN,
-            };
-            if !inside.routes().await?.contains(&route) {
+        for route in self.routes(index) {
+            let family = netlink::family(route.destination.addr());
+            let found = inside.routes(family).await?;
+            let same = |held: &&Route| held.subject() == route.subject() && held.index == index;
+            if found.iter().find(same).is_none_or(|held| held.gateway != route.gateway) {
                 inside.put_route(&route, true).await?;
             }
         }
         Ok(link)
+    }
+
+    /// The way out, and the ways to the subnets of the network that this interface has no address in:
+    /// their endpoints are on the very same bridge.
+    fn routes(&self, index: u32) -> Vec<Route> {
+        let way =
+            |destination, gateway| Route { destination, index, gateway, source: None, table: Route::MAIN };
+        let own: Vec<IpNet> = [Some(self.address), self.address_v6].into_iter().flatten().collect();
+        let is_usable =
+            |subnet: &&IpNet| own.iter().any(|own| own.addr().is_ipv4() == subnet.addr().is_ipv4());
+        let is_own = |subnet: &&IpNet| own.iter().any(|own| own.trunc() == subnet.trunc());
+        let others = self.subnets.iter().filter(is_usable).filter(|subnet| !is_own(subnet));
+        let out = self.default_via.map(|gateway| way(IpNet::V4(Ipv4Net::default()), Some(gateway.into())));
+        others.map(|subnet| way(subnet.trunc(), None)).chain(out).collect()
     }
 
     /// Both ends exist, belong together, and the outer one is a port of its bridge.

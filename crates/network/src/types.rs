@@ -30,6 +30,8 @@ pub struct SandboxAttachment {
     /// With the subnet's prefix length.
     pub address: IpNet,
     pub address_v6: Option<IpNet>,
+    /// The network's subnets; those without an address here are reached on the same link.
+    pub subnets: Vec<IpNet>,
     pub mac: MacAddr,
 }
 

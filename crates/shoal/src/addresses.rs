@@ -63,11 +63,18 @@ pub(crate) fn advertise(asked: &str, listen: &str, local: &[Local]) -> Result<Ip
 
 /// Where other nodes send VXLAN frames; by default the advertised address.
 pub(crate) fn data_path(asked: &str, advertised: IpAddr, local: &[Local]) -> Result<IpAddr, ControlError> {
-    if asked.is_empty() {
-        return Ok(advertised);
+    let address = match asked {
+        "" => Some(advertised),
+        _ => named(asked, local)?.filter(|address| !address.is_unspecified()),
+    };
+    match address {
+        Some(IpAddr::V6(address)) => Err(invalid(format!(
+            "VXLAN frames are not sent over IPv6 yet ({address}): name an IPv4 address of this node with \
+             --data-path-addr"
+        ))),
+        Some(address) => Ok(address),
+        None => Err(invalid(BAD_DATA_PATH)),
     }
-    let address = named(asked, local)?.filter(|address| !address.is_unspecified());
-    address.ok_or_else(|| invalid(BAD_DATA_PATH))
 }
 
 /// The part before an optional port.
@@ -182,6 +189,11 @@ mod tests {
         let here = local(&[("eth1", "10.2.0.5")]);
         assert_eq!(data_path("", ip("10.1.0.5"), &here), Ok(ip("10.1.0.5")));
         assert_eq!(data_path("eth1", ip("10.1.0.5"), &here), Ok(ip("10.2.0.5")));
+        for (asked, advertised) in [("", "fd00::5"), ("fd00::9", "10.1.0.5")] {
+            let refused = data_path(asked, ip(advertised), &here).unwrap_err();
+            assert!(refused.message.contains("--data-path-addr"), "{}", refused.message);
+        }
+        assert_eq!(data_path("eth1", ip("fd00::5"), &here), Ok(ip("10.2.0.5")));
         assert_eq!(data_path("10.2.0.5:4789", ip("10.1.0.5"), &here).unwrap_err().message, BAD_DATA_PATH);
     }
 }

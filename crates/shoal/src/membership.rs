@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use shoal_agent::{Agent, AgentConfig};
+use shoal_agent::{Agent, AgentConfig, NodeNetwork};
 use shoal_api::{InitRequest, LocalState, Swarm};
 use shoal_manager::{Code, ControlError, InitOptions, Manager, ManagerConfig};
 use shoal_model::NodeId;
@@ -131,6 +131,10 @@ impl Swarm for Membership {
             Some(member) => LocalState::Active { node: member.node, address: member.address },
             None => LocalState::Inactive,
         }
+    }
+
+    fn networks_here(&self) -> Vec<NodeNetwork> {
+        self.agent.networks()
     }
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError> {

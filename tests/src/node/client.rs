@@ -1,7 +1,7 @@
 //! What a user does to a node: the docker client, our own verbs, and what they show.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
@@ -190,6 +190,16 @@ impl Node {
         address.unwrap_or_else(|| panic!("{service} has no virtual address: {:#}", detail["Endpoint"]))
     }
 
+    /// A service's IPv6 virtual address on its first network that has one.
+    #[track_caller]
+    pub fn vip_v6(&self, service: &str) -> Ipv6Addr {
+        let detail = self.inspect("service", service);
+        let addresses = detail["Endpoint"]["VirtualIPs"].as_array().cloned().unwrap_or_default();
+        let texts = addresses.iter().filter_map(|entry| entry["Addr"].as_str()?.split('/').next());
+        let address = texts.filter_map(|text| text.parse().ok()).next();
+        address.unwrap_or_else(|| panic!("{service} has no IPv6 address: {:#}", detail["Endpoint"]))
+    }
+
     /// What kernel and resolver hold, read back, is what the applied tables say, on every network.
     #[track_caller]
     pub fn tables_are_true(&self) {
@@ -202,14 +212,16 @@ impl Node {
         });
     }
 
-    /// Waits until a name resolves to exactly these addresses, asked from inside a namespace.
+    /// Waits until a name resolves to exactly these addresses, of one family, asked from inside a
+    /// namespace.
     #[track_caller]
     pub fn resolves(&self, from: &Netns, name: &str, mut wanted: Vec<IpAddr>) {
-        use crate::dns::{A, Transport, ask};
+        use crate::dns::{A, AAAA, Transport, ask};
         wanted.sort();
+        let kind = if wanted.iter().any(IpAddr::is_ipv6) { AAAA } else { A };
         wait_until(PATIENCE, &format!("{name} resolves to {wanted:?}"), || {
             let question = name.to_owned();
-            let seen = from.run(move || ask(&question, A, Transport::Udp));
+            let seen = from.run(move || ask(&question, kind, Transport::Udp));
             match seen {
                 Ok(answer) if answer.addresses() == wanted => Ok(()),
                 other => Err(format!("{other:?}")),

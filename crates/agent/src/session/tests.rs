@@ -25,6 +25,7 @@ struct FakeNode {
     obeyed: Mutex<Vec<Assigned>>,
     unreported: Mutex<Vec<(TaskId, TaskStatus)>>,
     news: Notify,
+    routes: watch::Sender<BTreeSet<IpNet>>,
 }
 
 impl FakeNode {
@@ -34,6 +35,7 @@ impl FakeNode {
             obeyed: Mutex::default(),
             unreported: Mutex::default(),
             news: Notify::new(),
+            routes: watch::Sender::default(),
         })
     }
 
@@ -48,7 +50,12 @@ impl FakeNode {
 
 impl Host for FakeNode {
     fn description(&self) -> NodeDescription {
-        NodeDescription { hostname: "fake".to_owned(), ..NodeDescription::default() }
+        let routes = self.routes.borrow().clone();
+        NodeDescription { hostname: "fake".to_owned(), routes, ..NodeDescription::default() }
+    }
+
+    fn routes(&self) -> watch::Receiver<BTreeSet<IpNet>> {
+        self.routes.subscribe()
     }
 
     fn tables(&self) -> &Tables {
@@ -182,6 +189,18 @@ async fn hello_names_the_node_and_what_it_holds_and_every_status_follows() {
     assert_eq!(statuses.reports[0].task_id, "t1");
     let status: TaskStatus = decode(&statuses.reports[0].status).unwrap();
     assert_eq!(status, FakeNode::status().1);
+}
+
+#[tokio::test]
+async fn new_routes_of_the_node_are_told_at_once() {
+    let mut stage = Stage::set();
+    let mut session = stage.accept().await;
+    session.welcome().await;
+    assert!(matches!(session.next().await, Up::Statuses(_)));
+    let routes = BTreeSet::from(["172.30.0.0/16".parse().unwrap()]);
+    stage.node.routes.send_replace(routes.clone());
+    let Up::Description(payload) = session.next().await else { panic!("the description") };
+    assert_eq!(decode::<NodeDescription>(&payload).unwrap().routes, routes);
 }
 
 #[tokio::test]

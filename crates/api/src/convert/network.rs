@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use shoal_agent::{NodeEndpoint, NodeNetwork};
 use shoal_model as model;
-use shoal_model::{Labels, NetworkDriver};
+use shoal_model::{Labels, NetworkDriver, NetworkTable};
 
 use super::identity::derived_id;
 use super::time;
@@ -78,18 +79,22 @@ fn check_options(options: &Labels) -> Result<()> {
 }
 
 fn pool(config: wire::IpamConfigIn) -> Result<Option<model::AddressPool>> {
-    config.aux_address.refuse("auxiliary addresses are")?;
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let (range, gateway) = (given(config.ip_range), given(config.gateway));
+    let reserved = config.reserved.unwrap_or_default();
     let Some(subnet) = given(config.subnet) else {
-        if range.is_some() || gateway.is_some() {
+        if range.is_some() || gateway.is_some() || !reserved.is_empty() {
             return Err(ApiError::bad_request("every ip-range or gateway must have a corresponding subnet"));
         }
         return Ok(None);
     };
     Ok(Some(model::AddressPool {
         subnet: cidr(&subnet, "subnet")?,
-        gateway: gateway.map(|text| address(&text)).transpose()?,
+        gateway: gateway.map(|text| address(&text, "gateway")).transpose()?,
+        reserved: reserved
+            .into_iter()
+            .map(|(name, text)| Ok((name, address(&text, "auxiliary address")?)))
+            .collect::<Result<_>>()?,
         range: range.map(|text| cidr(&text, "ip-range")).transpose()?,
     }))
 }
@@ -99,8 +104,8 @@ fn cidr(text: &str, what: &str) -> Result<IpNet> {
         .map_err(|_| ApiError::bad_request(format!("Invalid {what} {text} : invalid CIDR address: {text}")))
 }
 
-fn address(text: &str) -> Result<IpAddr> {
-    text.parse().map_err(|_| ApiError::bad_request(format!("invalid gateway {text}: invalid IP address")))
+fn address(text: &str, what: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| ApiError::bad_request(format!("invalid {what} {text}: invalid IP address")))
 }
 
 // === what is answered ===
@@ -139,6 +144,42 @@ pub(crate) fn cluster(network: &model::Network, here: Option<Here>) -> wire::Net
     }
 }
 
+/// A network of the cluster as a node tells of it that is no manager: from its table.
+pub(crate) fn on_node(network: &NodeNetwork) -> wire::Network {
+    let NetworkTable { config, nodes, .. } = &*network.table;
+    let mut options = config.shown.options.clone();
+    options.insert(VXLAN_IDS.to_owned(), config.vni.to_string());
+    let endpoint =
+        |at: &NodeEndpoint| (at.container.to_string(), placed(&at.name, at.task.as_str(), &at.attachment));
+    let peer = |(id, node): (&model::NodeId, &model::NodeEntry)| wire::Peer {
+        name: id.short().to_owned(),
+        address: node.data_path_address.to_string(),
+    };
+    wire::Network {
+        name: config.name.clone(),
+        id: network.table.network.to_string(),
+        created: time(config.shown.created.unwrap_or_default()),
+        scope: "swarm",
+        driver: driver(NetworkDriver::Overlay),
+        enable_ipv6: config.pools.iter().any(|pool| pool.subnet.addr().is_ipv6()),
+        ipam: wire::Ipam {
+            driver: "default",
+            options: None,
+            config: Some(config.pools.iter().map(subnet_config).collect()),
+        },
+        internal: config.internal,
+        attachable: config.shown.attachable,
+        ingress: config.ingress,
+        config_from: wire::ConfigFrom::default(),
+        config_only: false,
+        containers: Some(network.endpoints.iter().map(endpoint).collect()),
+        options: Some(options),
+        labels: Some(config.shown.labels.clone()),
+        peers: nodes.iter().map(peer).collect(),
+        services: None,
+    }
+}
+
 /// What a node has of a cluster's network.
 #[derive(Debug, Clone)]
 pub(crate) struct Here {
@@ -152,7 +193,13 @@ pub(crate) fn subnet_config(pool: &model::AddressPool) -> wire::IpamConfig {
         subnet: pool.subnet.to_string(),
         ip_range: pool.range.map(|range| range.to_string()),
         gateway: pool.gateway.map(|gateway| gateway.to_string()),
+        reserved: reserved(pool),
     }
+}
+
+fn reserved(pool: &model::AddressPool) -> Option<Labels> {
+    let reserved = pool.reserved.iter().map(|(name, address)| (name.clone(), address.to_string()));
+    Some(reserved.collect::<Labels>()).filter(|reserved| !reserved.is_empty())
 }
 
 /// The user's options and, once it has one, the network's VXLAN identifier.
@@ -169,9 +216,13 @@ pub(crate) fn swarm_options(network: &model::Network) -> Option<Labels> {
 
 /// A task's place on a network, as the network's `Containers` shows it.
 pub(crate) fn endpoint(task: &model::Task, at: &model::Attachment) -> wire::Endpoint {
+    placed(&task.name(), task.id.as_str(), at)
+}
+
+fn placed(name: &str, owner: &str, at: &model::Attachment) -> wire::Endpoint {
     wire::Endpoint {
-        name: task.name(),
-        endpoint: endpoint_id(task.id.as_str(), &at.network),
+        name: name.to_owned(),
+        endpoint: endpoint_id(owner, &at.network),
         mac: at.mac.to_string(),
         ipv4: at.address.to_string(),
         ipv6: at.address_v6.map(|address| address.to_string()).unwrap_or_default(),
@@ -223,6 +274,7 @@ pub(crate) fn predefined(
             subnet: gateway.trunc().to_string(),
             ip_range: None,
             gateway: Some(gateway.addr().to_string()),
+            reserved: None,
         });
         networks.push(wire::Network {
             ipam: wire::Ipam { driver: "default", options: None, config: Some(config.into_iter().collect()) },

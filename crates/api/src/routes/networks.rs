@@ -49,6 +49,12 @@ async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Resp
             }
             networks.push(convert::cluster(network, None));
         }
+    } else {
+        for network in cluster.swarm.networks_here() {
+            let shown = convert::on_node(&network);
+            used.insert(shown.id.clone());
+            networks.push(wire::Network { containers: None, peers: Vec::new(), ..shown });
+        }
     }
     networks.extend(local(&cluster));
     networks.retain(|network| {
@@ -111,9 +117,11 @@ async fn inspect(State(cluster): State<ClusterSide>, Name(name): Name, params: P
         return Ok(body::ok(&network));
     }
     let not_found = || ApiError::not_found(format!("network {name} not found"));
-    let manager = match (scope, cluster.swarm.manager()) {
-        (None | Some("swarm"), Some(manager)) => manager,
-        _ => return Err(not_found()),
+    if !matches!(scope, None | Some("swarm")) {
+        return Err(not_found());
+    }
+    let Some(manager) = cluster.swarm.manager() else {
+        return Ok(body::ok(&on_node(&cluster, &name).ok_or_else(not_found)?));
     };
     let network = manager.find_network(&name).map_err(ApiError::from_lookup)?;
     let state = manager.state();
@@ -122,6 +130,14 @@ async fn inspect(State(cluster): State<ClusterSide>, Name(name): Name, params: P
         shown.services = Some(services(&state, &network));
     }
     Ok(body::ok(&shown))
+}
+
+/// A worker knows the networks that its own tasks are on, and no others.
+fn on_node(cluster: &ClusterSide, name: &str) -> Option<wire::Network> {
+    let known: Vec<_> = cluster.swarm.networks_here().iter().map(convert::on_node).collect();
+    let exact = known.iter().position(|network| network.id == name || network.name == name);
+    let prefixed = || known.iter().position(|network| is_named(network, name));
+    known.get(exact.or_else(prefixed)?).cloned()
 }
 
 /// By name, id or an id prefix that is no guess.
@@ -223,8 +239,13 @@ async fn create(State(cluster): State<ClusterSide>, Json(request): Json<wire::Cr
     let manager = manager.ok_or_else(|| ApiError::internal(NOT_A_MANAGER))?;
     let id = manager.create_network(spec).await.map_err(|error| {
         // Docker looks at names and subnets before it asks its manager: no prefix there.
-        let looked_at =
-            ["network with name ", "invalid network config:", "invalid gateway ", "invalid ip-range "];
+        let looked_at = [
+            "network with name ",
+            "invalid network config:",
+            "invalid gateway ",
+            "invalid ip-range ",
+            "invalid auxiliary address ",
+        ];
         if looked_at.iter().any(|start| error.message.starts_with(start)) {
             ApiError::from_lookup(error)
         } else {
@@ -243,8 +264,12 @@ async fn remove(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<
     if let Some(network) = local(&cluster).into_iter().find(|network| is_named(network, &name)) {
         return Err(predefined(&network.name));
     }
-    let manager =
-        cluster.swarm.manager().ok_or_else(|| ApiError::not_found(format!("network {name} not found")))?;
+    let Some(manager) = cluster.swarm.manager() else {
+        return Err(match on_node(&cluster, &name) {
+            Some(_) => ApiError::unavailable(NOT_A_MANAGER),
+            None => ApiError::not_found(format!("network {name} not found")),
+        });
+    };
     let network = manager.find_network(&name).map_err(ApiError::from_lookup)?;
     if is_hidden(&network) {
         return Err(predefined(&network.spec.name));

@@ -174,7 +174,13 @@ fn overlay(golden: &Value) -> model::Network {
         id: golden["Id"].as_str().unwrap().into(),
         meta: model::Meta::new(golden["Created"].as_str().unwrap().parse().unwrap()),
         spec,
-        state: Some(model::NetworkState { vni: 4098, pools, last_address: None, resting: Vec::new() }),
+        state: Some(model::NetworkState {
+            vni: 4098,
+            pools,
+            last_address: None,
+            last_address_v6: None,
+            resting: Vec::new(),
+        }),
     }
 }
 
@@ -219,9 +225,8 @@ fn a_task_is_shown_as_dockers() {
     let network_of = |at: &Value, ingress: bool| {
         let (network, pool) = (&at["Network"], &at["Network"]["IPAMOptions"]["Configs"][0]);
         let pools = vec![model::AddressPool {
-            subnet: pool["Subnet"].as_str().unwrap().parse().unwrap(),
             gateway: Some(pool["Gateway"].as_str().unwrap().parse().unwrap()),
-            range: None,
+            ..model::AddressPool::new(pool["Subnet"].as_str().unwrap().parse().unwrap())
         }];
         let mut meta = model::Meta::new(network["CreatedAt"].as_str().unwrap().parse().unwrap());
         meta.updated = network["UpdatedAt"].as_str().unwrap().parse().unwrap();
@@ -247,6 +252,7 @@ fn a_task_is_shown_as_dockers() {
                 pools,
                 last_address: None,
                 resting: Vec::new(),
+                last_address_v6: None,
             }),
         }
     };
@@ -315,6 +321,7 @@ fn a_cluster_is_declared_and_shown() {
         meta: model::Meta::new(jiff::Timestamp::UNIX_EPOCH),
         spec,
         epoch: 1,
+        last_vni: None,
     };
     let shown = serde_json::to_value(swarm::cluster(&cluster, false)).unwrap();
     assert_eq!(shown["Spec"], value(golden!("swarm-update.request.json")));

@@ -45,8 +45,8 @@ pub(crate) struct IpamConfigIn {
     #[serde(rename = "IPRange")]
     pub(crate) ip_range: Option<String>,
     pub(crate) gateway: Option<String>,
-    #[serde(alias = "AuxiliaryAddresses")]
-    pub(crate) aux_address: Unsupported,
+    #[serde(rename = "AuxiliaryAddresses")]
+    pub(crate) reserved: Option<Map>,
 }
 
 #[derive(Debug, Serialize)]
@@ -100,6 +100,8 @@ pub(crate) struct IpamConfig {
     pub(crate) ip_range: Option<String>,
     #[serde(rename = "Gateway", skip_serializing_if = "Option::is_none")]
     pub(crate) gateway: Option<String>,
+    #[serde(rename = "AuxiliaryAddresses", skip_serializing_if = "Option::is_none")]
+    pub(crate) reserved: Option<Map>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]

@@ -1,6 +1,7 @@
 //! Networks: creation and removal.
 
-use ipnet::IpNet;
+use std::net::IpAddr;
+
 use shoal_model::{
     AddressPool, IdGenerator, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Object, ObjectKey,
     PublishMode, TaskState,
@@ -8,7 +9,8 @@ use shoal_model::{
 
 use super::service::check_name;
 use crate::draft::Draft;
-use crate::plan::{Now, allocate_network, overlap_of};
+use crate::plan::{Now, allocate_network, overlap, overlap_of};
+use crate::table::MTU_OPTION;
 use crate::{Code, ControlError};
 
 /// Networks every engine has; they are no cluster networks.
@@ -61,10 +63,11 @@ fn check(draft: &Draft, spec: &NetworkSpec) -> Result<(), ControlError> {
             return Err(ControlError::new(Code::Unimplemented, text));
         }
     }
+    check_mtu(spec)?;
     for (index, pool) in spec.pools.iter().enumerate() {
         check_pool(pool)?;
         let before = spec.pools.iter().take(index);
-        if let Some(other) = before.map(|other| other.subnet).find(|other| overlaps(*other, pool.subnet)) {
+        if let Some(other) = before.map(|other| other.subnet).find(|other| overlap(*other, pool.subnet)) {
             return Err(ControlError::invalid(format!("subnet {} overlaps with {other}", pool.subnet)));
         }
         if let Some(with) = overlap_of(state, None, pool.subnet) {
@@ -82,8 +85,18 @@ fn check_network_name(name: &str) -> Result<(), ControlError> {
     if begins && name.chars().all(plain) { Ok(()) } else { check_name(name) }
 }
 
-fn overlaps(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
+/// The smallest packet every host must take (RFC 791), or the smallest IPv6 works with (RFC 8200 §5).
+fn check_mtu(spec: &NetworkSpec) -> Result<(), ControlError> {
+    let Some(text) = spec.options.get(MTU_OPTION) else { return Ok(()) };
+    let min = if spec.ipv6 { 1280 } else { 576 };
+    match text.parse::<u16>() {
+        Ok(mtu) if mtu >= min => Ok(()),
+        _ => {
+            let text =
+                format!("invalid {MTU_OPTION} {text:?}: it must be a number from {min} to {}", u16::MAX);
+            Err(ControlError::invalid(text))
+        }
+    }
 }
 
 fn check_pool(pool: &AddressPool) -> Result<(), ControlError> {
@@ -97,11 +110,19 @@ fn check_pool(pool: &AddressPool) -> Result<(), ControlError> {
     if host_bits < 2 {
         return Err(ControlError::invalid(format!("invalid subnet {subnet}: it has no room for hosts")));
     }
-    if let Some(gateway) = pool.gateway
-        && !subnet.contains(&gateway)
-    {
-        let text = format!("invalid gateway {gateway}: parent subnet {subnet} doesn't contain this address");
-        return Err(ControlError::invalid(text));
+    let inside = |what: &str, address: IpAddr| {
+        let text = format!("invalid {what}: parent subnet {subnet} doesn't contain this address");
+        if subnet.contains(&address) { Ok(()) } else { Err(ControlError::invalid(text)) }
+    };
+    if let Some(gateway) = pool.gateway {
+        inside(&format!("gateway {gateway}"), gateway)?;
+    }
+    for (name, address) in &pool.reserved {
+        inside(&format!("auxiliary address {name}"), *address)?;
+        if Some(*address) == pool.gateway {
+            let text = format!("invalid auxiliary address {name}: {address} is the gateway's");
+            return Err(ControlError::invalid(text));
+        }
     }
     if let Some(range) = pool.range {
         if range.prefix_len() < subnet.prefix_len() {

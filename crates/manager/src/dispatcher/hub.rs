@@ -90,6 +90,15 @@ impl Hub {
         }
     }
 
+    /// What the node says of itself has changed.
+    pub(crate) fn describe(&mut self, node: &NodeId, id: u64, description: NodeDescription) {
+        if self.sessions.get(node).is_some_and(|session| session.id == id)
+            && let Some(seen) = self.seen.get_mut(node)
+        {
+            seen.description = Arc::new(description);
+        }
+    }
+
     pub(crate) fn ack(&mut self, node: &NodeId, id: u64, network: NetworkId, version: TableVersion) {
         if self.sessions.get(node).is_some_and(|session| session.id == id) {
             self.in_force.ack(node, network, version);

@@ -252,6 +252,22 @@ async fn a_task_lives_drains_and_is_forgotten_through_the_session() {
 }
 
 #[tokio::test]
+async fn what_a_node_says_of_itself_later_counts_as_its_hello() {
+    let host = host().await;
+    let manager = &host.manager;
+    let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
+    node.until(|node| node.complete).await;
+    let routes = BTreeSet::from(["10.0.0.0/16".parse().unwrap()]);
+    let described = NodeDescription { hostname: "host".into(), routes, ..Default::default() };
+    node.say(Up::Description(encode(&described))).await;
+    until(manager, || manager.state().nodes().all(|node| node.description == described)).await;
+    let net = create_network(manager).await;
+    let subnet = manager.state().network(&net).unwrap().state.clone().unwrap().pools[0].subnet;
+    assert_eq!(subnet.to_string(), "10.1.0.0/24");
+    manager.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_table_stays_until_the_end_of_the_nodes_last_task_is_acknowledged() {
     let host = host().await;
     let manager = &host.manager;
@@ -373,30 +389,6 @@ async fn a_manager_reopened_in_process_goes_on_with_what_nodes_hold() {
     node.until(|node| node.complete && node.tables.len() == 2).await;
     assert_eq!(node.tasks.keys().cloned().collect::<Vec<_>>(), tasks);
     assert_eq!(manager.find_service("web").unwrap().spec.name, "web");
-    manager.shutdown().await;
-}
-
-#[tokio::test]
-async fn a_node_is_told_the_pace_of_heartbeats_anew_when_it_changes() {
-    let host = host().await;
-    let manager = &host.manager;
-    let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
-    node.until(|node| node.complete).await;
-    let cluster = manager.state().cluster().unwrap().clone();
-    let faster = ClusterSpec { heartbeat_period: Duration::from_secs(2), ..cluster.spec.clone() };
-    manager.update_cluster(cluster.meta.version, faster).await.unwrap();
-    let ended = tokio::time::timeout(PATIENCE, async {
-        loop {
-            if let Err(status) = node.down.message().await {
-                return status;
-            }
-        }
-    });
-    assert_eq!(ended.await.unwrap().code(), tonic::Code::Aborted);
-    let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
-    let welcome = node.down.message().await.unwrap().unwrap().message.unwrap();
-    let Down::Welcome(welcome) = welcome else { panic!("{welcome:?}") };
-    assert_eq!(welcome.heartbeat_period_ms, 400);
     manager.shutdown().await;
 }
 

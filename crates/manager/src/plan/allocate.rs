@@ -16,7 +16,7 @@ use super::{Draft, Planner};
 
 use addresses::keep;
 pub(crate) use addresses::{Addresses, Exhausted};
-pub(crate) use network::{network, overlap_of};
+pub(crate) use network::{NoSubnet, clash, network, overlap, overlap_of};
 
 mod addresses;
 mod network;

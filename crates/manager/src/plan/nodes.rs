@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use shoal_model::{Node, NodeCondition, Object, TaskState, TaskStatus};
 use shoal_store::State;
 
+use super::allocate::clash;
 use super::{Planner, SessionView, after};
 
 /// Heartbeats a node sends in one heartbeat period of the cluster's declaration.
@@ -45,13 +46,17 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
         let session = planner.observed.sessions.get(&node.id);
         let condition = condition(node.status.condition, session, planner.now.monotonic, patience);
         let mut next = Node::clone(&node);
-        if let Some(session) = session.filter(|session| session.live && condition == NodeCondition::Ready) {
-            next.description = (*session.description).clone();
-        }
         if condition != node.status.condition {
             next.status.condition = condition;
             next.status.since = planner.now.wall;
             next.status.message = message(condition, session.is_some(), patience);
+        }
+        if let Some(session) = session.filter(|session| session.live && condition == NodeCondition::Ready) {
+            next.description = (*session.description).clone();
+            next.status.message = clash(planner.state(), &next.description.routes);
+            if !next.status.message.is_empty() && next.status.message != node.status.message {
+                tracing::warn!(node = %node.id, message = next.status.message, "a network may not work there");
+            }
         }
         if let Some(at) = next_look(condition, session, patience) {
             planner.wake_at(at);

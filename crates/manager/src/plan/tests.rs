@@ -1,7 +1,7 @@
 //! The loops against a fake store and fake agents: whatever happens in whatever order, nothing is
 //! handed out twice and everything settles where the declarations say.
 
-mod scheduling;
+mod networks;
 mod world;
 
 use proptest::prelude::*;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -129,8 +129,17 @@ impl Host {
 
     /// A UDP socket bound to a port, or to any with zero.
     pub fn udp(&self, port: u16) -> Datagrams {
+        self.udp_at(Ipv4Addr::UNSPECIFIED.into(), port)
+    }
+
+    /// The same for IPv6.
+    pub fn udp_v6(&self) -> Datagrams {
+        self.udp_at(Ipv6Addr::UNSPECIFIED.into(), 0)
+    }
+
+    fn udp_at(&self, address: IpAddr, port: u16) -> Datagrams {
         self.run(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+            let socket = UdpSocket::bind((address, port)).unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
             Datagrams(socket)
         })
@@ -325,11 +334,12 @@ impl World {
             config: TableConfig {
                 name: id.to_owned(),
                 vni,
-                pools: vec![AddressPool { subnet, gateway: subnet.hosts().next(), range: None }],
+                pools: vec![AddressPool { gateway: subnet.hosts().next(), ..AddressPool::new(subnet) }],
                 internal: false,
                 ingress,
                 mtu: None,
                 data_path_port: 4789,
+                shown: Default::default(),
             },
             services: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -361,6 +371,12 @@ impl TableBuilder<'_> {
         self
     }
 
+    /// Gives an endpoint an IPv6 address as well.
+    pub fn v6(mut self, id: &str, address: &str) -> Self {
+        self.table.endpoints.get_mut(&id.into()).unwrap().address_v6 = address.parse().ok();
+        self
+    }
+
     pub fn done(self) -> NetworkTable {
         self.table
     }
@@ -385,6 +401,7 @@ pub fn sandbox_on(tables: &[&NetworkTable], id: &str, egress: bool) -> SandboxCo
             ingress: table.config.ingress,
             address: endpoint.address,
             address_v6: endpoint.address_v6,
+            subnets: table.config.pools.iter().map(|pool| pool.subnet).collect(),
             mac: endpoint.mac,
         }
     });

@@ -48,8 +48,10 @@ impl Addresses {
         let used = self.used.entry(id.clone()).or_insert_with(|| in_use(draft.state(), &network));
         let family: Vec<&AddressPool> =
             pools.iter().filter(|pool| pool.subnet.addr().is_ipv6() == v6).collect();
-        let last = network.state.as_ref().and_then(|state| state.last_address);
-        let last = last.filter(|last| last.is_ipv6() == v6);
+        let last = network.state.as_ref().and_then(|state| match v6 {
+            true => state.last_address_v6,
+            false => state.last_address,
+        });
         if let Some(found) = next_free(&family, last, used) {
             used.insert(found.addr());
             return Ok(found);
@@ -100,13 +102,13 @@ impl Addresses {
 pub(super) fn keep(draft: &mut Draft, id: &NetworkId, address: IpAddr) {
     let Some(network) = draft.state().network(id) else { return };
     let mut network = Network::clone(network);
-    if let Some(state) = &mut network.state {
-        state.resting.retain(|resting| resting.address != address);
-        if address.is_ipv4() {
-            state.last_address = Some(address);
-        }
-        draft.put(Object::Network(network));
+    let Some(state) = network.state.as_mut() else { return };
+    state.resting.retain(|resting| resting.address != address);
+    match address {
+        IpAddr::V4(_) => state.last_address = Some(address),
+        IpAddr::V6(_) => state.last_address_v6 = Some(address),
     }
+    draft.put(Object::Network(network));
 }
 
 fn pools(draft: &Draft, id: &NetworkId) -> Result<(Network, Vec<AddressPool>), Exhausted> {
@@ -118,8 +120,10 @@ fn pools(draft: &Draft, id: &NetworkId) -> Result<(Network, Vec<AddressPool>), E
 /// Every address of a network that somebody holds.
 fn in_use(state: &State, network: &Network) -> HashSet<IpAddr> {
     let mut used = HashSet::new();
-    let pools = network.state.iter().flat_map(|state| &state.pools);
-    used.extend(pools.filter_map(|pool| pool.gateway));
+    for pool in network.state.iter().flat_map(|state| &state.pools) {
+        used.extend(pool.gateway);
+        used.extend(pool.reserved.values());
+    }
     used.extend(network.state.iter().flat_map(|state| &state.resting).map(|resting| resting.address));
     for service in state.network_services(&network.id) {
         let vips = service.endpoint.virtual_ips.iter();
@@ -184,7 +188,7 @@ fn span(pool: &AddressPool) -> Span {
     }
 }
 
-fn number(address: IpAddr) -> u128 {
+pub(super) fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u32::from(address).into(),
         IpAddr::V6(address) => address.into(),
@@ -192,7 +196,7 @@ fn number(address: IpAddr) -> u128 {
 }
 
 /// The inverse of [`number`], in the family of `like`.
-fn address(number: u128, like: IpAddr) -> IpAddr {
+pub(super) fn address(number: u128, like: IpAddr) -> IpAddr {
     match like {
         IpAddr::V4(_) => IpAddr::from(((number & u128::from(u32::MAX)) as u32).to_be_bytes()),
         IpAddr::V6(_) => IpAddr::from(number.to_be_bytes()),
@@ -204,11 +208,8 @@ mod tests {
     use super::*;
 
     fn pool(subnet: &str, range: Option<&str>) -> AddressPool {
-        AddressPool {
-            subnet: subnet.parse().unwrap(),
-            gateway: None,
-            range: range.map(|range| range.parse().unwrap()),
-        }
+        let range = range.map(|range| range.parse().unwrap());
+        AddressPool { range, ..AddressPool::new(subnet.parse().unwrap()) }
     }
 
     fn walk(pools: &[AddressPool], used: &[&str], last: Option<&str>) -> Option<String> {

@@ -219,7 +219,7 @@ impl World {
     }
 
     pub(crate) fn network(&mut self, name: &str, subnet: Option<&str>) -> Result<NetworkId, ControlError> {
-        let pool = |subnet: &str| AddressPool { subnet: subnet.parse().unwrap(), gateway: None, range: None };
+        let pool = |subnet: &str| AddressPool::new(subnet.parse().unwrap());
         let spec = NetworkSpec {
             name: name.into(),
             labels: Labels::new(),

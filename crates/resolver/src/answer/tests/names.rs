@@ -37,6 +37,31 @@ fn every_name_form_resolves() {
 }
 
 #[test]
+fn services_have_both_families_where_their_network_has() {
+    let mut table = mynet();
+    for (id, address) in [("t1", "fd00::12/64"), ("t2", "fd00::15/64"), ("r1", "fd00::14/64")] {
+        table.endpoints.get_mut(&EndpointId::new(id)).unwrap().address_v6 = address.parse().ok();
+    }
+    table.services.get_mut(&ServiceId::new("id-of-myservice")).unwrap().vip_v6 = "fd00::2".parse().ok();
+    let view = View::of([Names::from_table(&table)]);
+    let rows: &[(&str, u32, &[&str])] = &[
+        ("myservice", 10, &["fd00::2"]),
+        ("web", 10, &["fd00::2"]),
+        ("tasks.myservice", 2, &["fd00::12", "fd00::15"]),
+        ("rr", 2, &["fd00::14"]),
+        ("myservice.2.141zgt", 2, &["fd00::12"]),
+    ];
+    for (name, ttl, expected) in rows {
+        let answers = ask(&view, name, RecordType::AAAA).answers;
+        let mut seen: Vec<String> = answers.iter().map(|record| record.data.to_string()).collect();
+        seen.sort();
+        assert_eq!(seen, *expected, "{name}");
+        assert!(answers.iter().all(|record| record.ttl == *ttl), "{name}");
+    }
+    assert_eq!(addresses(&view, "myservice"), set(&["10.0.1.2"]), "the other family is as it was");
+}
+
+#[test]
 fn names_that_are_not_ours_are_forwarded() {
     let view = world();
     for name in [
