@@ -153,3 +153,45 @@ fn look_ups_take_id_then_name_then_prefix() {
         assert!(text.starts_with(&format!("service {prefix} is ambiguous (")), "{text}");
     }
 }
+
+/// Golden `25-err-node-*`.
+#[test]
+fn node_verbs_are_refused_in_dockers_words() {
+    let mut world = World::new(3);
+    world.run(1);
+    let manager = world.state.nodes().find(|node| node.spec.role == NodeRole::Manager).unwrap().clone();
+    let worker = NodeId::from("node-1");
+    let precondition = |text: String| (Code::FailedPrecondition, text);
+    let rm =
+        |world: &mut World, id: &NodeId, force| world.control(|draft, _, _| remove_node(draft, id, force));
+    let is_manager = format!(
+        "node {} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal",
+        manager.id
+    );
+    assert_eq!(refusal(rm(&mut world, &manager.id, true)), precondition(is_manager));
+    let is_up = precondition("node node-1 is not down and can't be removed".into());
+    assert_eq!(refusal(rm(&mut world, &worker, false)), is_up);
+    assert_eq!(
+        refusal(rm(&mut world, &"nosuch".into(), true)),
+        (Code::NotFound, "node nosuch not found".into())
+    );
+    let change = |world: &mut World, id: &NodeId, role| {
+        let node = world.state.node(id).unwrap().clone();
+        let spec = NodeSpec { role, ..node.spec.clone() };
+        world.control(|draft, _, _| update_node(draft, id, node.meta.version, spec))
+    };
+    let demoted = change(&mut world, &manager.id, NodeRole::Worker);
+    assert_eq!(refusal(demoted), precondition("attempting to demote the last manager of the swarm".into()));
+    let (code, text) = refusal(change(&mut world, &worker, NodeRole::Manager));
+    assert_eq!(code, Code::Unimplemented);
+    assert!(text.contains("--store etcd://") && text.contains("Leave the node a worker"), "{text}");
+
+    // A suspect node is shown as ready, and is.
+    world.lost.insert(worker.clone());
+    world.run(4);
+    assert_eq!(refusal(rm(&mut world, &worker, false)), is_up);
+    world.run(12);
+    rm(&mut world, &worker, false).unwrap();
+    rm(&mut world, &"node-2".into(), true).unwrap();
+    assert_eq!(world.state.nodes().count(), 1);
+}

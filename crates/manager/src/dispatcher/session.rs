@@ -56,8 +56,7 @@ struct Greeted {
     node: NodeId,
     description: NodeDescription,
     held: BTreeMap<NetworkId, TableVersion>,
-    /// A session silent for so long has ended.
-    silence: Duration,
+    patience: Patience,
 }
 
 impl Sessions {
@@ -76,7 +75,7 @@ impl Sessions {
         let patience = Patience::of(&state);
         let heartbeat_period_ms = u64::try_from(patience.beat.as_millis()).unwrap_or(u64::MAX);
         let welcome = Welcome { protocol, heartbeat_period_ms };
-        Ok((welcome, Greeted { node, description, held, silence: patience.down }))
+        Ok((welcome, Greeted { node, description, held, patience }))
     }
 }
 
@@ -102,7 +101,7 @@ async fn run(
     inbound: Streaming<NodeMessage>,
     down: mpsc::Sender<Result<ManagerMessage, Status>>,
 ) {
-    let Greeted { node, description, held, silence } = greeted;
+    let Greeted { node, description, held, patience } = greeted;
     let id = dispatcher.next_session.fetch_add(1, Ordering::Relaxed);
     let (view, views) = watch::channel(Arc::default());
     let (outlet, orders) = mpsc::channel(ORDERS_MAX);
@@ -117,8 +116,11 @@ async fn run(
     let requests = Requests::default();
     let stop = dispatcher.shared.stop.clone();
     let mut ended = tokio::select! {
-        ended = receive(&dispatcher, &node, id, inbound, &requests, silence) => ended,
+        ended = receive(&dispatcher, &node, id, inbound, &requests, patience.down) => ended,
         ended = send(&down, welcome, Sent::holding(held), views, orders, &requests) => ended,
+        () = other_patience(&dispatcher, patience) => {
+            Some(Status::aborted("heartbeats are to come at another pace"))
+        }
         () = stop.cancelled() => Some(Status::unavailable("the manager is stopping")),
     };
     if ended.is_some() && dispatcher.shared.state().node(&node).is_none() {
@@ -136,6 +138,14 @@ async fn run(
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns when the cluster declares another pace than the node was told: it is told the new one when it
+/// opens its next session.
+async fn other_patience(dispatcher: &Dispatcher, told: Patience) {
+    let mut states = dispatcher.shared.states();
+    // Refused only when the manager stops.
+    let _ = states.wait_for(|state| Patience::of(state) != told).await;
 }
 
 /// Sends what the node is to know; `None` when the node, or a newer session, ended it.

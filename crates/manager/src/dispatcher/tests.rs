@@ -393,6 +393,30 @@ async fn a_manager_reopened_in_process_goes_on_with_what_nodes_hold() {
 }
 
 #[tokio::test]
+async fn a_node_is_told_the_pace_of_heartbeats_anew_when_it_changes() {
+    let host = host().await;
+    let manager = &host.manager;
+    let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
+    node.until(|node| node.complete).await;
+    let cluster = manager.state().cluster().unwrap().clone();
+    let faster = ClusterSpec { heartbeat_period: Duration::from_secs(2), ..cluster.spec.clone() };
+    manager.update_cluster(cluster.meta.version, faster).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Err(status) = node.down.message().await {
+                return status;
+            }
+        }
+    });
+    assert_eq!(ended.await.unwrap().code(), tonic::Code::Aborted);
+    let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
+    let welcome = node.down.message().await.unwrap().unwrap().message.unwrap();
+    let Down::Welcome(welcome) = welcome else { panic!("{welcome:?}") };
+    assert_eq!(welcome.heartbeat_period_ms, 400);
+    manager.shutdown().await;
+}
+
+#[tokio::test]
 async fn strangers_are_turned_away_and_nodes_speak_for_their_own_tasks_only() {
     let host = host().await;
     let refused = FakeNode::connect(host.config.socket.clone(), &"stranger".into(), vec![]).await;

@@ -2,6 +2,7 @@
 //! handed out twice and everything settles where the declarations say.
 
 mod networks;
+mod scheduling;
 mod world;
 
 use proptest::prelude::*;

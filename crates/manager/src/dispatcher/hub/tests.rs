@@ -1,6 +1,8 @@
 //! A cluster of machines that hold tables and run containers as they were told last: cut off, slow, under
 //! leaders that come and go. No address is ever held twice.
 
+mod barriers;
+
 use proptest::prelude::*;
 use shoal_model::*;
 use shoal_protocol::decode;
@@ -89,6 +91,7 @@ fn step() -> impl Strategy<Value = Step> {
 impl Cluster {
     fn new() -> Self {
         let mut world = World::new(3);
+        world.settle();
         // Thirteen addresses beside the gateway.
         let net = world.network("small", Some("10.9.0.0/28")).unwrap();
         let service = world.service(spec("web", 4, &[&net])).unwrap();
@@ -192,17 +195,11 @@ impl Cluster {
     }
 
     fn sync(&mut self, id: &NodeId) {
-        let now = self.world.now.monotonic;
         if self.machines[id].cut_off {
             return;
         }
         if self.machines[id].session.is_none() {
-            self.sessions += 1;
-            let machine = self.machines.get_mut(id).unwrap();
-            machine.session = Some(self.sessions);
-            let held = machine.in_force.iter().map(|(id, table)| (id.clone(), table.version())).collect();
-            self.hub.open(id, self.sessions, NodeDescription::default(), held, now);
-            self.conclude();
+            self.open(id);
         }
         let machine = self.machines.get_mut(id).unwrap();
         let (session, view) = (machine.session.unwrap(), machine.view.clone().unwrap());
@@ -225,6 +222,17 @@ impl Cluster {
                 self.world.report(&task, state);
             }
         }
+    }
+
+    /// The node opens a session, and has said no more than hello.
+    fn open(&mut self, id: &NodeId) {
+        self.sessions += 1;
+        let machine = self.machines.get_mut(id).unwrap();
+        machine.session = Some(self.sessions);
+        let held = machine.in_force.iter().map(|(id, table)| (id.clone(), table.version())).collect();
+        let now = self.world.now.monotonic;
+        self.hub.open(id, self.sessions, NodeDescription::default(), held, now);
+        self.conclude();
     }
 
     fn check(&self) {
