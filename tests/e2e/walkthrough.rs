@@ -50,7 +50,8 @@ fn the_reference_walk_through() {
     let service = created.lines().next().unwrap().to_owned();
     assert_eq!(service.len(), 25, "{created}");
     assert!(created.contains("overall progress: 2 out of 2 tasks"), "{created}");
-    assert!(created.contains(&format!("verify: Service {service} converged")), "{created}");
+    // Clients differ in whether they name the service here.
+    assert!(created.contains("verify: Service ") && created.trim_end().ends_with(" converged"), "{created}");
 
     let detail = node.inspect("service", "myservice");
     let addresses = detail["Endpoint"]["VirtualIPs"].as_array().unwrap().clone();
@@ -138,6 +139,13 @@ fn mistakes_are_answered_in_dockers_words() {
         assert_eq!(answer.code, code, "{answer}");
         assert!(answer.stderr.contains(words), "wanted {words:?} in:\n{answer}");
     };
+    // Clients before 23 have words of their own for what the daemon does not find.
+    let unknown = |arguments: &[&str], kind: &str, words: &str| {
+        let answer = node.docker(arguments);
+        let own = format!("Error: No such {kind}: nosuch");
+        assert_eq!(answer.code, 1, "{answer}");
+        assert!(answer.stderr.contains(words) || answer.stderr.contains(&own), "{answer}");
+    };
     for command in [
         &["network", "create", "-d", "overlay", "mynet"][..],
         &["service", "ls"],
@@ -156,7 +164,7 @@ fn mistakes_are_answered_in_dockers_words() {
     refused(&["network", "create", "-d", "overlay", "mynet"], 1, "network with name mynet already exists");
     refused(&["network", "create", "-d", "nosuchdriver", "x"], 1, "plugin \"nosuchdriver\" not found");
     refused(&["network", "create", "-d", "overlay", "--opt", "encrypted", "x"], 1, "encrypted");
-    refused(&["network", "inspect", "nosuch"], 1, "network nosuch not found");
+    unknown(&["network", "inspect", "nosuch"], "network", "network nosuch not found");
     refused(&["network", "rm", "mynet"], 1, "rpc error: code = FailedPrecondition desc = network ");
     refused(
         &["service", "create", "--name", "taken", "busybox"],
@@ -173,17 +181,15 @@ fn mistakes_are_answered_in_dockers_words() {
         1,
         "rpc error: code = InvalidArgument desc = port '8000' is already in use by service 'taken'",
     );
-    refused(&["service", "create", "--network", "nosuch", "busybox"], 1, "network nosuch not found");
+    unknown(&["service", "create", "--network", "nosuch", "busybox"], "network", "network nosuch not found");
     refused(&["service", "inspect", "nosuch"], 1, "no such service: nosuch");
     refused(&["service", "ps", "nosuch"], 1, "no such service: nosuch");
-    refused(&["service", "rm", "nosuch"], 1, "Error response from daemon: service nosuch not found");
-    refused(
-        &["service", "scale", "nosuch=2"],
-        1,
-        "nosuch: Error response from daemon: service nosuch not found",
-    );
+    let not_found = "Error response from daemon: service nosuch not found";
+    unknown(&["service", "rm", "nosuch"], "service", not_found);
+    unknown(&["service", "scale", "nosuch=2"], "service", &format!("nosuch: {not_found}"));
     refused(&["service", "logs", "nosuch"], 1, "no such task or service: nosuch");
-    refused(&["exec", "nosuch", "true"], 1, "Error response from daemon: No such container: nosuch");
+    let not_found = "Error response from daemon: No such container: nosuch";
+    unknown(&["exec", "nosuch", "true"], "container", not_found);
     refused(&["image", "inspect", "nosuch"], 1, "No such image: nosuch");
     node.finish();
 }

@@ -199,10 +199,13 @@ impl Resolver {
     }
 
     pub(crate) async fn forget(&self, sandbox: &str) -> Result<()> {
-        let known = lock(&self.wanted).sandboxes.remove(sandbox);
+        let known = lock(&self.wanted).sandboxes.remove(sandbox).map(|served| served.cookie);
+        // One that a former process served is known by its namespace, which goes last.
+        let netns = self.config.run_dir.join("netns").join(sandbox);
+        let cookie = known.or_else(|| shoal_balancer::netns_cookie(&netns).ok());
         let told = self.call(|client| async move { client.remove_sandbox(sandbox).await }).await;
-        if let Some(served) = known {
-            self.balancer.remove_sandbox(served.cookie)?;
+        if let Some(cookie) = cookie {
+            self.balancer.remove_sandbox(cookie)?;
         }
         told
     }
