@@ -1,8 +1,8 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo:rerun-if-changed=proto/session.proto");
+    println!("cargo:rerun-if-changed=proto");
     tonic_prost_build::configure()
         // Tables and deltas are encoded once and shared by all sessions: cheap clones.
         .bytes(".")
-        .compile_protos(&["proto/session.proto"], &["proto"])?;
+        .compile_protos(&["proto/session.proto", "proto/cluster.proto"], &["proto"])?;
     Ok(())
 }

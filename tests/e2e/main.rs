@@ -8,6 +8,7 @@ mod dns;
 mod docs;
 mod drain;
 mod host;
+mod join;
 mod leftovers;
 mod published;
 mod quickstart;

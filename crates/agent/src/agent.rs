@@ -6,11 +6,13 @@ use std::time::Duration;
 use shoal_balancer::Balancer;
 use shoal_model::{ContainerId, NetworkTable, NodeDescription, TaskId, TaskState};
 use shoal_runtime::{Container, ContainerState, Runtime};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::{Node, balancer_config};
 use crate::runner::{Order, Snapshot};
+use crate::session::SessionState;
 use crate::store::TaskRecord;
 use crate::task::StopCause;
 use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, TableReport};
@@ -94,6 +96,7 @@ impl Agent {
         let records = self.node.tasks.close().await;
         self.node.store.leave().await?;
         self.node.membership.send_replace(None);
+        self.node.session.send_replace(SessionState::Closed);
         let mut removals = JoinSet::new();
         for record in records {
             removals.spawn(remove(self.node.clone(), record));
@@ -114,6 +117,11 @@ impl Agent {
     /// The cluster the node belongs to.
     pub fn membership(&self) -> Option<Membership> {
         self.node.membership()
+    }
+
+    /// How it stands between the node and its managers, as it changes.
+    pub fn session(&self) -> watch::Receiver<SessionState> {
+        self.node.session.subscribe()
     }
 
     pub fn runtime(&self) -> &Runtime {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use shoal_model::{ClusterId, NodeId};
+use shoal_protocol::identity::Credentials;
 
 /// Where a node keeps its things and whom it talks to. Two nodes on one machine differ in
 /// `data_dir`, `run_dir` and `containerd_namespace`.
@@ -49,10 +50,31 @@ pub struct Membership {
     pub node: NodeId,
     #[serde(default)]
     pub cluster: Option<ClusterId>,
-    /// Unix socket of the manager's dispatcher.
-    pub manager: PathBuf,
+    pub managers: Managers,
     /// The address the node advertises.
     pub address: IpAddr,
     /// Where other nodes send its VXLAN frames.
     pub data_path_address: IpAddr,
+}
+
+/// How a node reaches the managers of its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Managers {
+    /// One runs on this very node: the unix socket of its dispatcher.
+    Here(PathBuf),
+    Remote {
+        managers: Vec<RemoteManager>,
+        credentials: Credentials,
+    },
+}
+
+/// A manager on another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteManager {
+    /// `None` until it has told.
+    #[serde(default)]
+    pub node: Option<NodeId>,
+    /// `host:port`.
+    pub address: String,
 }

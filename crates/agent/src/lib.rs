@@ -8,15 +8,18 @@
 //! - [`task`] decides what is to be done for a task, `runner` does it, `prepare` and `sandbox` know
 //!   how its container looks; `health` judges its probes.
 //! - [`tables`] brings network tables into force in the right order.
-//! - `session` talks to the manager, `resolver` to the node's resolver process, `store` to the disk.
+//! - `enrol` makes a machine a node; `session` talks to the manager over a `link`, `resolver` to the
+//!   node's resolver process, `store` to the disk.
 #![forbid(unsafe_code)]
 
 mod agent;
 mod config;
 mod connections;
 pub mod doctor;
+mod enrol;
 mod error;
 mod health;
+mod link;
 mod logs;
 mod node;
 mod prepare;
@@ -35,10 +38,12 @@ mod verify;
 mod view;
 
 pub use agent::Agent;
-pub use config::{AgentConfig, Membership};
+pub use config::{AgentConfig, Managers, Membership, RemoteManager};
+pub use enrol::{Enrolment, EnrolmentError, enrol};
 pub use error::{Error, Result};
 pub use health::{Health, HealthStatus};
 pub use reset::reset;
+pub use session::SessionState;
 pub use view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, TableCounts, TableReport};
 
 /// Locks a mutex whose holders never leave it half-changed, so a panic elsewhere does not matter.

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::resolver::Resolver;
 use crate::sandbox::TASK_LABEL;
-use crate::session::{Assigned, Host};
+use crate::session::{Assigned, Host, SessionState};
 use crate::store::{NodeStore, Stored, TaskRecord};
 use crate::tables::{Effects, Tables};
 use crate::task::{Container, Observed};
@@ -41,6 +41,7 @@ pub(crate) struct Node {
     pub tables: Arc<Tables>,
     pub tasks: Tasks,
     pub membership: watch::Sender<Option<Membership>>,
+    pub session: watch::Sender<SessionState>,
     /// Containers of tasks that the node store does not know: the store was lost, and the manager
     /// will say which of them it still wants.
     pub strangers: Mutex<HashMap<TaskId, RuntimeContainer>>,
@@ -81,6 +82,7 @@ impl Node {
             tables: Arc::new(Tables::new(std::mem::take(&mut stored.tables))),
             tasks: Tasks::default(),
             membership: watch::Sender::new(stored.membership.clone()),
+            session: watch::Sender::default(),
             strangers: Mutex::default(),
             closing: CancellationToken::new(),
             tracker: TaskTracker::new(),
@@ -235,6 +237,20 @@ impl Host for Node {
 
     fn take_unreported(&self) -> Vec<(TaskId, TaskStatus)> {
         self.tasks.take_unreported()
+    }
+
+    async fn keep_membership(&self, member: &Membership) -> Result<()> {
+        self.store.update_membership(member).await?;
+        self.membership.send_modify(|present| {
+            if present.is_some() {
+                *present = Some(member.clone());
+            }
+        });
+        Ok(())
+    }
+
+    fn show_session(&self, state: SessionState) {
+        self.session.send_replace(state);
     }
 
     fn lines(self: &Arc<Self>, task: TaskId, selector: LogSelector) -> BoxStream<'static, Vec<LogEntry>> {

@@ -1,34 +1,38 @@
 //! The conversation with the manager. It may break at any time; nothing that runs depends on it.
 
+mod renewal;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
-use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use shoal_model::{
-    LogEntry, LogSelector, NetworkId, NetworkTable, NodeDescription, TableDelta, TableVersion, Task, TaskId,
-    TaskStatus,
+    LogEntry, LogSelector, NetworkId, NetworkTable, NodeDescription, NodeId, TableDelta, TableVersion, Task,
+    TaskId, TaskStatus,
 };
+use shoal_protocol::identity::{BadCredentials, Credentials, NodeCertificate};
 use shoal_protocol::session::dispatcher_client::DispatcherClient;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
 use shoal_protocol::session::{
-    Assignments, Heartbeat, Hello, NodeMessage, TableAck, TableRequest, TaskStatusReport, TaskStatuses,
+    Assignments, Heartbeat, Hello, NodeMessage, Surroundings, TableAck, TableRequest, TaskStatusReport,
+    TaskStatuses,
 };
-use shoal_protocol::{MAX_FRAME_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, decode, encode};
-use tokio::net::UnixStream;
+use shoal_protocol::{MAX_FRAME_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, decode, encode, tls};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 
-use crate::Membership;
+use crate::link;
 use crate::logs::Subscriptions;
 use crate::tables::{InForce, Tables};
+use crate::{Managers, Membership, RemoteManager};
+use renewal::Renewal;
 
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const BACK_OFF_MAX: Duration = Duration::from_secs(8);
@@ -62,17 +66,44 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn news(&self) -> impl Future<Output = ()> + Send;
     /// The newest status of every task the manager has not been told of.
     fn take_unreported(&self) -> Vec<(TaskId, TaskStatus)>;
+    /// The membership to go on with, also after a restart.
+    fn keep_membership(&self, member: &Membership) -> impl Future<Output = crate::Result<()>> + Send;
+    fn show_session(&self, state: SessionState);
     /// A task's log lines in chunks; empty when it has no container and will not get one.
     fn lines(self: &Arc<Self>, task: TaskId, selector: LogSelector) -> BoxStream<'static, Vec<LogEntry>>;
+}
+
+/// How it stands between a node and its managers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SessionState {
+    /// None yet, or lost; tried again and again.
+    #[default]
+    Closed,
+    Open,
+    /// Managers do not take this node for a member any more, and say why.
+    Refused(String),
 }
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Ended {
-    #[error("cannot connect: {0}")]
-    Connect(#[from] tonic::transport::Error),
-    #[error("{} ({:?})", .0.message(), .0.code())]
+    #[error("cannot connect to {address}: {}", link::reasons(source))]
+    Connect { address: String, source: std::io::Error },
+    #[error("no manager is known")]
+    NoManager,
+    #[error(transparent)]
+    Credentials(#[from] BadCredentials),
+    #[error("the membership could not be stored: {0}")]
+    Store(#[from] crate::Error),
+    #[error("{} ({:?})", link::reasons(.0), .0.code())]
     Refused(#[from] tonic::Status),
+    #[error("the node has a new certificate and begins anew with it")]
+    Renewed,
+    #[error(
+        "this node was away for too long: its certificate expired at {0}. Leave the cluster and join it again: \
+             docker swarm leave, then docker swarm join"
+    )]
+    Expired(Timestamp),
     #[error("the manager closed the session")]
     Closed,
     #[error("the manager does not answer")]
@@ -81,15 +112,24 @@ pub(crate) enum Ended {
     Malformed(#[from] shoal_protocol::MalformedPayload),
 }
 
-/// Keeps a session with the manager of this membership until cancelled.
-pub(crate) async fn keep<H: Host>(node: Arc<H>, member: Membership, closing: CancellationToken) {
+/// Keeps a session with a manager of this cluster until cancelled.
+pub(crate) async fn keep<H: Host>(node: Arc<H>, mut member: Membership, closing: CancellationToken) {
     let mut back_off = BACK_OFF_FIRST;
-    loop {
+    for attempt in 0.. {
         let mut welcomed = false;
-        let session = hold(&node, &member, &mut welcomed);
+        let session = hold(&node, &mut member, attempt, &mut welcomed);
         let Some(ended) = closing.run_until_cancelled(session).await else { return };
         if welcomed {
             back_off = BACK_OFF_FIRST;
+        }
+        if matches!(ended, Ended::Renewed) {
+            tracing::info!(node = %member.node, "the node has a new certificate");
+            continue;
+        }
+        node.show_session(ended.state());
+        if ended.is_removal() {
+            // Its tasks run elsewhere now, and their addresses are given to others.
+            node.obey(Assigned { complete: true, ..Assigned::default() });
         }
         tracing::warn!(error = %ended, retry_ms = back_off.as_millis() as u64, "no session with the manager");
         if closing.run_until_cancelled(tokio::time::sleep(back_off)).await.is_none() {
@@ -99,13 +139,32 @@ pub(crate) async fn keep<H: Host>(node: Arc<H>, member: Membership, closing: Can
     }
 }
 
+impl Ended {
+    fn state(&self) -> SessionState {
+        match self {
+            Self::Refused(status) if self.is_removal() => SessionState::Refused(format!(
+                "{}: it was removed. Leave the cluster and join it again: docker swarm leave, then docker swarm join",
+                status.message()
+            )),
+            Self::Expired(_) => SessionState::Refused(self.to_string()),
+            _ => SessionState::Closed,
+        }
+    }
+
+    /// A manager says that the node is no member any more.
+    fn is_removal(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == tonic::Code::PermissionDenied)
+    }
+}
+
 /// One session, to its end.
-async fn hold<H: Host>(node: &Arc<H>, member: &Membership, welcomed: &mut bool) -> Ended {
-    match open(node, member).await {
+async fn hold<H: Host>(node: &Arc<H>, member: &mut Membership, attempt: usize, welcomed: &mut bool) -> Ended {
+    match open(node, member, attempt).await {
         Ok(mut session) => {
             *welcomed = true;
+            node.show_session(SessionState::Open);
             tracing::info!(node = %member.node, "session with the manager is open");
-            match session.converse().await {
+            match session.converse(member).await {
                 Ok(()) => Ended::Closed,
                 Err(ended) => ended,
             }
@@ -122,28 +181,35 @@ struct Session<H> {
     logs: Subscriptions<H>,
     /// Changes when the description is to be told anew.
     routes: watch::Receiver<BTreeSet<IpNet>>,
+    renewal: Renewal,
+    /// The root, PEM, that the node's certificate is to be of.
+    issuer: String,
     /// The versions the manager has been told to be in force.
     told: BTreeMap<NetworkId, TableVersion>,
 }
 
-async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {
-    let socket = socket.to_owned();
-    // The address is not used: the connector knows the socket.
-    Endpoint::from_static("http://manager")
-        .connect_timeout(OPEN_BOUND)
-        .http2_keep_alive_interval(HEARTBEAT_DEFAULT)
-        .keep_alive_timeout(HEARTBEAT_DEFAULT * 2)
-        .keep_alive_while_idle(true)
-        .connect_with_connector(tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        }))
-        .await
+/// A connection to one of the managers, another one with each attempt.
+async fn connect(managers: &Managers, attempt: usize) -> Result<Channel, Ended> {
+    let (address, connected) = match managers {
+        Managers::Here(socket) => (socket.display().to_string(), link::local(socket).await),
+        Managers::Remote { managers, credentials } => {
+            let certificate = NodeCertificate::from_pem(&credentials.certificate)?;
+            if certificate.expires < Timestamp::now() {
+                return Err(Ended::Expired(certificate.expires));
+            }
+            let config = tls::node(credentials)?;
+            let count = managers.len().max(1);
+            let manager = managers.get(attempt % count).ok_or(Ended::NoManager)?;
+            (manager.address.clone(), link::remote(&manager.address, config).await)
+        }
+    };
+    connected.map_err(|source| Ended::Connect { address, source })
 }
 
 /// Says hello and waits for the welcome.
-async fn open<H: Host>(node: &Arc<H>, member: &Membership) -> Result<Session<H>, Ended> {
-    let channel = connect(&member.manager).await?;
+async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Result<Session<H>, Ended> {
+    let channel = connect(&member.managers, attempt).await?;
+    let renewal = Renewal::new(channel.clone());
     let mut client = DispatcherClient::new(channel)
         .max_decoding_message_size(MAX_FRAME_BYTES)
         .max_encoding_message_size(MAX_FRAME_BYTES);
@@ -177,12 +243,13 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership) -> Result<Session<H>,
     // The manager may be a new one, and have missed anything.
     node.report_all();
     let logs = Subscriptions::new(node.clone(), outbox.clone());
-    Ok(Session { node: node.clone(), outbox, inbox, heartbeat, logs, routes, told })
+    let issuer = String::new();
+    Ok(Session { node: node.clone(), outbox, inbox, heartbeat, logs, routes, renewal, issuer, told })
 }
 
 impl<H: Host> Session<H> {
     /// Until the manager ends it.
-    async fn converse(&mut self) -> Result<(), Ended> {
+    async fn converse(&mut self, member: &mut Membership) -> Result<(), Ended> {
         let node = self.node.clone();
         let mut in_force = node.tables().in_force();
         // What came into force since the hello.
@@ -193,6 +260,7 @@ impl<H: Host> Session<H> {
         loop {
             tokio::select! {
                 frame = self.inbox.message() => match frame?.map(|frame| frame.message) {
+                    Some(Some(Down::Surroundings(news))) => self.look_around(member, news).await?,
                     Some(Some(message)) => self.take(message).await?,
                     // Of a newer manager: not for us.
                     Some(None) => {}
@@ -211,14 +279,23 @@ impl<H: Host> Session<H> {
                     changed.map_err(|_| Ended::Closed)?;
                     self.send(Up::Description(encode(&node.description()))).await?;
                 }
-                _ = beat.tick() => self.send(Up::Heartbeat(Heartbeat {})).await?,
+                credentials = self.renewal.done() => {
+                    renewed(&node, member, credentials).await?;
+                    return Err(Ended::Renewed);
+                }
+                _ = beat.tick() => {
+                    if let Managers::Remote { credentials, .. } = &member.managers {
+                        self.renewal.look(credentials, &self.issuer);
+                    }
+                    self.send(Up::Heartbeat(Heartbeat {})).await?;
+                }
             }
         }
     }
 
     async fn take(&mut self, message: Down) -> Result<(), Ended> {
         match message {
-            Down::Welcome(_) => {}
+            Down::Welcome(_) | Down::Surroundings(_) => {}
             Down::Assignments(assignments) => self.assign(assignments)?,
             Down::Table(payload) => self.node.tables().put(decode::<NetworkTable>(&payload)?),
             Down::TableDelta(payload) => {
@@ -234,6 +311,23 @@ impl<H: Host> Session<H> {
             Down::LogUnsubscribe(subscription) => self.logs.end(subscription),
         }
         Ok(())
+    }
+
+    /// Where the managers are and whom to trust, for this session's successors.
+    async fn look_around(&mut self, member: &mut Membership, news: Surroundings) -> Result<(), Ended> {
+        let Managers::Remote { managers, credentials } = &mut member.managers else { return Ok(()) };
+        let told = news.managers.into_iter().map(|manager| RemoteManager {
+            node: Some(NodeId::new(manager.node_id)),
+            address: manager.address,
+        });
+        let told: Vec<RemoteManager> = told.collect();
+        self.issuer = news.issuer;
+        if told.is_empty() || (*managers == told && credentials.roots == news.roots) {
+            return Ok(());
+        }
+        *managers = told;
+        credentials.roots = news.roots;
+        Ok(self.node.keep_membership(member).await?)
     }
 
     fn assign(&self, assignments: Assignments) -> Result<(), Ended> {
@@ -267,10 +361,18 @@ impl<H: Host> Session<H> {
         Ok(())
     }
 
-    async fn send(&self, message: Up) -> Result<(), Ended> {
+    async fn send(&mut self, message: Up) -> Result<(), Ended> {
         let frame = NodeMessage { message: Some(message) };
         self.outbox.send(frame).await.map_err(|_| Ended::Closed)
     }
+}
+
+/// The new certificate is stored before it is shown: from then on the manager counts on it.
+async fn renewed<H: Host>(node: &Arc<H>, member: &mut Membership, new: Credentials) -> Result<(), Ended> {
+    if let Managers::Remote { credentials, .. } = &mut member.managers {
+        *credentials = new;
+    }
+    Ok(node.keep_membership(member).await?)
 }
 
 #[cfg(test)]

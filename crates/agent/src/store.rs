@@ -138,6 +138,19 @@ impl NodeStore {
         self.put(META, "membership", membership).await
     }
 
+    /// The same for a membership that changed; one that was given up meanwhile does not come back.
+    pub(crate) async fn update_membership(&self, membership: &Membership) -> Result<()> {
+        let value = shoal_protocol::encode(membership);
+        self.write(move |write| {
+            let mut meta = write.open_table(META)?;
+            if meta.get("membership")?.is_some() {
+                meta.insert("membership", value.as_ref())?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     pub(crate) async fn put_task(&self, record: &TaskRecord) -> Result<()> {
         self.put(TASKS, record.task.id.as_str(), record).await
     }
@@ -276,6 +289,25 @@ mod tests {
             let kept = std::fs::read_dir(dir.path()).unwrap().count();
             assert_eq!(kept, if rubbish.is_empty() { 1 } else { 2 }, "the old file is kept");
         }
+    }
+
+    #[tokio::test]
+    async fn a_membership_that_was_given_up_does_not_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.redb");
+        let changed = Membership { node: "other".into(), ..testing::membership() };
+        {
+            let (store, _) = NodeStore::open(&path).unwrap();
+            store.put_membership(&testing::membership()).await.unwrap();
+            store.update_membership(&changed).await.unwrap();
+        }
+        {
+            let (store, stored) = NodeStore::open(&path).unwrap();
+            assert_eq!(stored.membership, Some(changed.clone()));
+            store.leave().await.unwrap();
+            store.update_membership(&changed).await.unwrap();
+        }
+        assert_eq!(NodeStore::open(&path).unwrap().1.membership, None);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use shoal_model::*;
 
-use crate::Membership;
+use crate::{Managers, Membership};
 
 pub(crate) fn task(id: &str) -> Task {
     Task {
@@ -94,7 +94,7 @@ pub(crate) fn membership() -> Membership {
     Membership {
         node: NodeId::new("node1"),
         cluster: Some(ClusterId::new("cluster1")),
-        manager: "/run/shoal/manager.sock".into(),
+        managers: Managers::Here("/run/shoal/manager.sock".into()),
         address: IpAddr::from([10, 1, 2, 3]),
         data_path_address: IpAddr::from([10, 1, 2, 3]),
     }

@@ -8,7 +8,7 @@ use shoal_agent::{Agent, NodeNetwork};
 use shoal_manager::{ControlError, Manager};
 use shoal_model::{Availability, ClusterSpec, NodeId};
 
-use crate::error::{ApiError, NOT_A_MANAGER, Result};
+use crate::error::{A_WORKER, ApiError, NOT_A_MANAGER, Result};
 use crate::events::EventLog;
 use crate::exec::Execs;
 
@@ -28,6 +28,12 @@ pub trait Swarm: Send + Sync {
     /// Makes this node the first manager of a new cluster. Errors are shown to the user as they are,
     /// without a prefix; a node that already is a member answers `Unavailable` with Docker's text.
     async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError>;
+
+    /// Makes this node a member of another node's cluster. Errors as in [`init`](Self::init).
+    async fn join(&self, request: JoinRequest) -> Result<(), ControlError>;
+
+    /// The managers a worker knows: their nodes, where known, and addresses.
+    fn remote_managers(&self) -> Vec<(Option<NodeId>, String)>;
 
     /// Leaves the cluster; the last manager only with `force`. Errors as in [`init`](Self::init).
     async fn leave(&self, force: bool) -> Result<(), ControlError>;
@@ -61,6 +67,19 @@ pub struct InitRequest {
     pub spec: ClusterSpec,
     /// Start a new cluster from this manager's state; only for a manager that lost its quorum.
     pub force_new_cluster: bool,
+}
+
+/// What `docker swarm join` asks for. Address texts are as the user wrote them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinRequest {
+    pub token: String,
+    /// `host[:port]` each.
+    pub managers: Vec<String>,
+    /// `IP[:port]` or `interface[:port]`; empty leaves the choice to the manager.
+    pub advertise: String,
+    /// `IP` or interface for VXLAN; empty is the advertised address.
+    pub data_path: String,
+    pub availability: Availability,
 }
 
 /// The parts of a daemon the API translates to. Cheap to clone.
@@ -114,7 +133,11 @@ impl ClusterSide {
 
     /// The manager, or Docker's refusal.
     pub(crate) fn manager(&self) -> Result<Manager> {
-        self.swarm.manager().ok_or_else(|| ApiError::unavailable(NOT_A_MANAGER))
+        let refusal = || match self.swarm.local_state() {
+            LocalState::Active { .. } => ApiError::unavailable(A_WORKER),
+            _ => ApiError::unavailable(NOT_A_MANAGER),
+        };
+        self.swarm.manager().ok_or_else(refusal)
     }
 }
 

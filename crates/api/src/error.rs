@@ -20,6 +20,11 @@ pub(crate) type Result<T, E = ApiError> = std::result::Result<T, E>;
 pub(crate) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm \
                                  join\" to connect this node to swarm and try again.";
 
+/// What Docker says on a worker.
+pub(crate) const A_WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify \
+                                   cluster state. Please run this command on a manager node or promote the current \
+                                   node to a manager.";
+
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }

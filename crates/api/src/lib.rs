@@ -25,6 +25,6 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, InitRequest, LocalState, Swarm};
+pub use engine::{Engine, InitRequest, JoinRequest, LocalState, Swarm};
 pub use server::{router, serve};
 pub use version::{API_VERSION, MIN_API_VERSION};

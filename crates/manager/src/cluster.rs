@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use shoal_model::{
-    Cluster, ClusterId, IdGenerator, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Node, NodeId,
-    NodeRole, NodeSpec, NodeStatus, Object,
+    Authority, Cluster, ClusterId, IdGenerator, ManagerAddresses, Meta, Network, NetworkDriver, NetworkId,
+    NetworkSpec, Node, NodeId, NodeRole, NodeSpec, NodeStatus, Object,
 };
 
 use crate::draft::Draft;
@@ -18,6 +18,7 @@ const PREDEFINED: &str = "com.docker.swarm.predefined";
 pub(crate) fn begin(
     draft: &mut Draft,
     options: &InitOptions,
+    authority: Authority,
     now: Timestamp,
     ids: &mut IdGenerator,
 ) -> NodeId {
@@ -28,6 +29,8 @@ pub(crate) fn begin(
         spec: options.spec.clone(),
         epoch: u64::from_be_bytes(ids.bytes()),
         last_vni: None,
+        authority,
+        next_authority: None,
     }));
     let node = NodeId::new(ids.object_id());
     let mut description = options.description.clone();
@@ -44,9 +47,11 @@ pub(crate) fn begin(
             availability: options.availability,
         },
         description,
-        status: NodeStatus::unheard(options.advertise, now),
+        status: NodeStatus::unheard(options.advertise.ip(), now),
         data_path_address: options.data_path_address,
         ingress: None,
+        manager: Some(ManagerAddresses { listen: options.listen, advertise: options.advertise }),
+        certificate: None,
     }));
     for (name, driver) in [("ingress", NetworkDriver::Overlay), ("host", NetworkDriver::Host)] {
         draft.put(Object::Network(network(NetworkId::new(ids.object_id()), meta, name, driver)));

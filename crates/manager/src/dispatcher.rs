@@ -1,34 +1,37 @@
-//! Serves the nodes' sessions: one gRPC stream each, over the unix socket of the manager's own node.
+//! Serves the nodes' sessions: one gRPC stream each, over mutual TLS, or over the unix socket of the
+//! manager's own node.
 
 pub(crate) mod frames;
 pub(crate) mod hub;
 mod knowledge;
+mod listener;
+mod serve;
 mod session;
+mod surroundings;
 #[cfg(test)]
 mod tests;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shoal_model::{NetworkId, NodeDescription, NodeId, TableVersion, TaskId, TaskStatus};
-use shoal_protocol::MAX_FRAME_BYTES;
-use shoal_protocol::session::ManagerMessage;
-use shoal_protocol::session::dispatcher_server::DispatcherServer;
+use shoal_protocol::session::{ManagerMessage, Surroundings};
 use shoal_store::State;
-use tokio::net::UnixListener;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::Error;
+use crate::ca::{ClusterKey, keep_certified};
 use crate::leader::Shared;
 use crate::logs::Logs;
 use crate::plan::Observed;
 use hub::{Hub, NodeView};
+pub(crate) use listener::{Peer, bind_tcp};
 
 /// Events that may wait for the hub before sessions are held up.
 const EVENTS_MAX: usize = 1024;
@@ -38,8 +41,6 @@ const STATUSES_MAX: usize = 1024;
 const STATUS_BATCH: Duration = Duration::from_millis(10);
 /// Reports that could not be committed are tried again after this time.
 const STATUS_RETRY: Duration = Duration::from_secs(1);
-/// Sessions get so long to end when the manager stops.
-const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What sessions tell the hub.
 enum Event {
@@ -87,19 +88,25 @@ pub(crate) struct Dispatcher {
     /// Ways to the connected nodes for what is no part of their view.
     outlets: Mutex<HashMap<NodeId, (u64, mpsc::Sender<ManagerMessage>)>>,
     next_session: AtomicU64,
+    /// What every node is to know of the cluster around it.
+    surroundings: watch::Receiver<Surroundings>,
 }
 
 impl Dispatcher {
-    /// Starts serving; what the nodes' sessions show appears in `observed`.
+    /// Starts serving on `tcp` and on the unix socket; what the nodes' sessions show appears in
+    /// `observed`.
     pub(crate) fn start(
         shared: Arc<Shared>,
         socket: &Path,
+        tcp: TcpListener,
+        key: Arc<ClusterKey>,
         observed: watch::Sender<Arc<Observed>>,
         tasks: &mut JoinSet<()>,
     ) -> Result<Arc<Self>, Error> {
-        let listener = listen(socket)?;
+        let unix = listener::bind_unix(socket)?;
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let (statuses, reports) = mpsc::channel(STATUSES_MAX);
+        let (surroundings_out, surroundings) = watch::channel(surroundings::of(&shared.state()));
         let dispatcher = Arc::new(Self {
             shared: shared.clone(),
             events,
@@ -107,10 +114,15 @@ impl Dispatcher {
             logs: Logs::default(),
             outlets: Mutex::default(),
             next_session: AtomicU64::new(1),
+            surroundings,
         });
+        let (config, tls) = watch::channel(None);
+        let doors = listener::open(unix, tcp, tls, &shared.stop);
         tasks.spawn(run_hub(shared.clone(), inbox, observed));
         tasks.spawn(write_statuses(shared.clone(), reports));
-        tasks.spawn(serve(dispatcher.clone(), listener, socket.to_owned()));
+        tasks.spawn(surroundings::follow(shared.clone(), surroundings_out));
+        tasks.spawn(keep_certified(shared, key.clone(), config));
+        tasks.spawn(serve::serve(dispatcher.clone(), doors, key, socket.to_owned()));
         Ok(dispatcher)
     }
 
@@ -128,42 +140,6 @@ impl Dispatcher {
             self.logs.node_left(node);
         }
     }
-}
-
-/// Only root may speak to the manager as a node. A socket file left by a crash is replaced; whether
-/// another manager runs is decided by the store's lock, which is held already.
-fn listen(socket: &Path) -> Result<UnixListener, Error> {
-    use std::os::unix::fs::PermissionsExt;
-    let failed = |source| Error::Socket { path: socket.to_owned(), source };
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket).map_err(failed)?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
-}
-
-async fn serve(dispatcher: Arc<Dispatcher>, listener: UnixListener, socket: PathBuf) {
-    let stop = dispatcher.shared.stop.clone();
-    let service = DispatcherServer::new(session::Sessions(dispatcher))
-        .max_decoding_message_size(MAX_FRAME_BYTES)
-        .max_encoding_message_size(MAX_FRAME_BYTES);
-    let server = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.clone().cancelled_owned());
-    let overdue = async {
-        stop.cancelled().await;
-        tokio::time::sleep(STOP_WAIT_MAX).await;
-    };
-    tokio::select! {
-        served = server => if let Err(error) = served {
-            tracing::error!(%error, "nodes are not served any more");
-        },
-        () = overdue => tracing::warn!("a node's session did not end in time"),
-    }
-    // Already gone when the run directory is.
-    let _ = std::fs::remove_file(socket);
 }
 
 /// The sessions' ends of the views, by node.

@@ -1,6 +1,9 @@
 //! Refusals, and failures of the manager itself.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+
+use crate::ca::CaError;
 
 /// What kind of refusal it is: gRPC's words, which Docker's messages carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,10 @@ pub enum Error {
     ClusterExists,
     #[error("cannot serve nodes on {path}")]
     Socket { path: PathBuf, source: std::io::Error },
+    #[error("cannot serve nodes on {address}: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Ca(#[from] CaError),
     #[error(transparent)]
     Refused(#[from] ControlError),
 }

@@ -2,10 +2,12 @@
 //! and how its networks look.
 //!
 //! `control` validates what users declare; [`plan`] is the pure control loops; `leader` commits what
-//! they decide; [`table`] derives the network tables; `dispatcher` serves the nodes' sessions.
+//! they decide; [`table`] derives the network tables; `dispatcher` serves the nodes' sessions; `ca` makes
+//! machines nodes.
 #![forbid(unsafe_code)]
 
 mod barrier;
+mod ca;
 mod cluster;
 mod control;
 mod dispatcher;
@@ -17,7 +19,8 @@ mod manager;
 pub mod plan;
 pub mod table;
 
-pub use control::Created;
+pub use ca::{CaError, JoinTokens};
+pub use control::{Created, Rotate};
 pub use error::{Code, ControlError, Error};
 pub use manager::{InitOptions, Manager, ManagerConfig};
 pub use shoal_store::State;

@@ -1,21 +1,25 @@
 //! The manager as the rest of the daemon sees it.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::Stream;
+use jiff::Timestamp;
 use shoal_model::{
     Availability, ClusterSpec, LogEntry, LogSelector, Network, NetworkId, NetworkSpec, Node, NodeDescription,
     NodeId, NodeSpec, Service, ServiceId, ServiceSpec, Task, TaskId,
 };
 use shoal_store::{Embedded, State, Store};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::dispatcher::Dispatcher;
+use crate::ca::{self, Ca, ClusterKey, JoinTokens};
+use crate::control::Rotate;
+use crate::dispatcher::{Dispatcher, bind_tcp};
 use crate::leader::{Shared, follow, lead, load};
 use crate::plan::Observed;
 use crate::{Code, ControlError, Created, Error, cluster, control, logs};
@@ -34,14 +38,18 @@ pub struct ManagerConfig {
     pub store: PathBuf,
     /// The unix socket on which the manager's own node opens its session.
     pub socket: PathBuf,
+    /// The file with the key that opens what the store holds sealed.
+    pub key: PathBuf,
 }
 
 /// What a new cluster is made from.
 #[derive(Debug, Clone)]
 pub struct InitOptions {
     pub node_name: String,
-    /// Address other nodes reach this one at.
-    pub advertise: IpAddr,
+    /// Where the manager serves nodes.
+    pub listen: SocketAddr,
+    /// Where other nodes find it.
+    pub advertise: SocketAddr,
     /// Address other nodes send its VXLAN frames to.
     pub data_path_address: IpAddr,
     pub spec: ClusterSpec,
@@ -54,6 +62,8 @@ pub struct InitOptions {
 pub struct Manager {
     shared: Arc<Shared>,
     dispatcher: Arc<Dispatcher>,
+    key: Arc<ClusterKey>,
+    listening: Option<SocketAddr>,
     /// Taken by the first shutdown.
     tasks: Arc<Mutex<Option<JoinSet<()>>>>,
 }
@@ -78,11 +88,14 @@ impl Manager {
         if load(&*store).await?.cluster().is_some() {
             return Err(Error::ClusterExists);
         }
-        let manager = Self::serve(store, config).await?;
+        let key = Arc::new(ClusterKey::create(&config.key)?);
+        let authority = ca::new_authority(&key, Timestamp::now())?;
+        let listener = bind_tcp(options.listen).await?;
+        let manager = Self::serve(store, config, key, listener).await?;
         let begun = manager
             .shared
             .transact(|draft, now, ids| {
-                let node = cluster::begin(draft, options, now.wall, ids);
+                let node = cluster::begin(draft, options, authority.clone(), now.wall, ids);
                 cluster::give_ingress_subnet(draft, ids)?;
                 Ok::<_, Error>(node)
             })
@@ -99,11 +112,7 @@ impl Manager {
     /// Goes on with the cluster in the store.
     pub async fn open(config: ManagerConfig) -> Result<Manager, Error> {
         let store: Arc<dyn Store> = Arc::new(Embedded::open(&config.store).await?);
-        let opened = match load(&*store).await {
-            Ok(state) if state.cluster().is_none() => Err(Error::NoCluster),
-            Ok(_) => Self::serve(store.clone(), &config).await,
-            Err(error) => Err(error),
-        };
+        let opened = Self::resume(store.clone(), &config).await;
         if opened.is_err() {
             // As above.
             let _ = store.close().await;
@@ -111,16 +120,46 @@ impl Manager {
         opened
     }
 
-    async fn serve(store: Arc<dyn Store>, config: &ManagerConfig) -> Result<Manager, Error> {
+    async fn resume(store: Arc<dyn Store>, config: &ManagerConfig) -> Result<Manager, Error> {
+        let state = load(&*store).await?;
+        let cluster = state.cluster().ok_or(Error::NoCluster)?;
+        let key = Arc::new(ClusterKey::load(&config.key)?);
+        // A key that does not fit is found now, not when the first node joins.
+        Ca::open(&cluster.authority, &key)?;
+        let addresses = state.nodes().find_map(|node| node.manager).ok_or(Error::NoCluster)?;
+        let listener = bind_tcp(addresses.listen).await?;
+        Self::serve(store, config, key, listener).await
+    }
+
+    async fn serve(
+        store: Arc<dyn Store>,
+        config: &ManagerConfig,
+        key: Arc<ClusterKey>,
+        listener: TcpListener,
+    ) -> Result<Manager, Error> {
         let fence = store.campaign(OFFICE, LEADER_TTL).await?;
         let state = load(&*store).await?;
         let shared = Shared::new(store, fence, state);
+        let listening = listener.local_addr().ok();
         let mut tasks = JoinSet::new();
         let (observed, observations) = watch::channel(Arc::new(Observed::default()));
-        let dispatcher = Dispatcher::start(shared.clone(), &config.socket, observed, &mut tasks)?;
+        let dispatcher =
+            Dispatcher::start(shared.clone(), &config.socket, listener, key.clone(), observed, &mut tasks)?;
         tasks.spawn(follow(shared.clone()));
         tasks.spawn(lead(shared.clone(), observations));
-        Ok(Manager { shared, dispatcher, tasks: Arc::new(Mutex::new(Some(tasks))) })
+        Ok(Manager { shared, dispatcher, key, listening, tasks: Arc::new(Mutex::new(Some(tasks))) })
+    }
+
+    /// Where nodes are served; with port 0 asked for, the port that was given.
+    pub fn listening(&self) -> Option<SocketAddr> {
+        self.listening
+    }
+
+    /// What machines join with.
+    pub fn join_tokens(&self) -> Result<JoinTokens, ControlError> {
+        let state = self.state();
+        let cluster = state.cluster().ok_or(Error::NoCluster)?;
+        Ok(Ca::open(&cluster.authority, &self.key).map_err(Error::Ca)?.tokens())
     }
 
     /// The cluster as it is now.
@@ -198,8 +237,19 @@ impl Manager {
         self.shared.transact(|draft, _, _| control::remove_node(draft, id, force)).await
     }
 
-    pub async fn update_cluster(&self, version: u64, spec: ClusterSpec) -> Result<(), ControlError> {
-        self.shared.transact(|draft, _, _| control::update_cluster(draft, version, spec.clone())).await
+    /// Changes the cluster's settings, and the tokens that are asked to be new. Another
+    /// `force_rotate` than before begins a rotation of the certificate authority.
+    pub async fn update_cluster(
+        &self,
+        version: u64,
+        spec: ClusterSpec,
+        rotate: Rotate,
+    ) -> Result<(), ControlError> {
+        self.shared
+            .transact(|draft, now, _| {
+                control::update_cluster(draft, now.wall, version, spec.clone(), rotate, &self.key)
+            })
+            .await
     }
 
     // === look-ups: by id, exact name, or id prefix, with Docker's errors ===

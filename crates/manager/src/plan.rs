@@ -4,6 +4,7 @@
 //! was carried out changes nothing.
 
 mod allocate;
+mod authority;
 mod constraint;
 mod failures;
 mod nodes;
@@ -28,6 +29,7 @@ pub use crate::draft::{Change, ClaimedTwice, Draft, commit_of};
 pub(crate) use allocate::{
     Addresses, NoSubnet, network as allocate_network, overlap, overlap_of, service as allocate_service,
 };
+pub(crate) use authority::behind;
 pub(crate) use constraint::Constraint;
 pub(crate) use nodes::Patience;
 
@@ -97,6 +99,7 @@ pub fn plan(state: &State, observed: &Observed, now: Now, ids: &mut IdGenerator)
     let mut planner = Planner { draft, observed, now, ids, next_deadline: None };
     let mut addresses = Addresses::default();
     nodes::plan(&mut planner);
+    authority::plan(&mut planner);
     allocate::networks_and_services(&mut planner, &mut addresses);
     orchestrate::plan(&mut planner);
     update::plan(&mut planner);

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod authority;
 mod claim;
 mod id;
 mod log;
@@ -16,13 +17,14 @@ mod table;
 mod task;
 
 pub use address::{MacAddr, ParseMacError};
+pub use authority::{Authority, CertificateInfo, RootCertificate, Sealed};
 pub use claim::{Claim, claims};
 pub use id::{ClusterId, ContainerId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId};
 pub use log::{LogEntry, LogSelector, LogSource};
 pub use name::invent_name;
 pub use object::{
-    Attachment, Cluster, Failure, Meta, Network, NetworkState, Node, NodeCondition, NodeDescription,
-    NodeStatus, Object, ObjectKey, Resting, Service, ServiceEndpoint, Task, VirtualIp,
+    Attachment, Cluster, Failure, ManagerAddresses, Meta, Network, NetworkState, Node, NodeCondition,
+    NodeDescription, NodeStatus, Object, ObjectKey, Resting, Service, ServiceEndpoint, Task, VirtualIp,
 };
 pub use spec::*;
 pub use table::{

@@ -1,15 +1,16 @@
 //! What the cluster store holds: a spec each, and what the cluster made of it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AddressPool, ClusterId, ClusterSpec, Labels, MacAddr, NetworkId, NetworkSpec, NodeId, NodeSpec,
-    PortConfig, ServiceId, ServiceSpec, TableVersion, TaskId, TaskSpec, TaskState, TaskStatus,
+    AddressPool, Authority, CertificateInfo, ClusterId, ClusterSpec, Labels, MacAddr, NetworkId, NetworkSpec,
+    NodeId, NodeSpec, PortConfig, ServiceId, ServiceSpec, TableVersion, TaskId, TaskSpec, TaskState,
+    TaskStatus,
 };
 
 /// What every stored object carries.
@@ -42,6 +43,24 @@ pub struct Cluster {
     /// that one which was just given up comes back as late as possible.
     #[serde(default)]
     pub last_vni: Option<u32>,
+    #[serde(default)]
+    pub authority: Authority,
+    /// Takes the authority's place when every node's certificate is of it.
+    #[serde(default)]
+    pub next_authority: Option<Authority>,
+}
+
+impl Cluster {
+    /// Who certifies nodes now.
+    pub fn certifying(&self) -> &Authority {
+        self.next_authority.as_ref().unwrap_or(&self.authority)
+    }
+
+    /// All roots that nodes and managers trust, PEM, one after the other.
+    pub fn trusted_roots(&self) -> String {
+        let next = self.next_authority.as_ref().map(|next| next.root.pem.as_str());
+        [self.authority.root.pem.as_str(), next.unwrap_or_default()].concat()
+    }
 }
 
 /// A machine of the cluster.
@@ -57,6 +76,20 @@ pub struct Node {
     /// The node's own address on the ingress network; written by the allocator.
     #[serde(default)]
     pub ingress: Option<Attachment>,
+    /// Of a manager only.
+    #[serde(default)]
+    pub manager: Option<ManagerAddresses>,
+    /// `None` for a node that shows none: the one the manager itself runs on.
+    #[serde(default)]
+    pub certificate: Option<CertificateInfo>,
+}
+
+/// Where a manager serves nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerAddresses {
+    pub listen: SocketAddr,
+    /// Where the others find it.
+    pub advertise: SocketAddr,
 }
 
 impl Node {

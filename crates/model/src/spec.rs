@@ -426,6 +426,8 @@ pub struct ClusterSpec {
     pub task_history: u64,
     pub heartbeat_period: Duration,
     pub certificate_expiry: Duration,
+    /// Another number than before asks for a new certificate authority.
+    pub force_rotate: u64,
     /// Pools from which networks without a subnet are cut.
     pub default_pools: Vec<IpNet>,
     /// Prefix length of a subnet cut from them.
@@ -442,6 +444,7 @@ impl Default for ClusterSpec {
             task_history: 5,
             heartbeat_period: Duration::from_secs(5),
             certificate_expiry: Duration::from_secs(90 * 24 * 3600),
+            force_rotate: 0,
             default_pools: vec![IpNet::new_assert(IpAddr::from([10, 0, 0, 0]), 8)],
             default_subnet_size: 24,
             data_path_port: 4789,

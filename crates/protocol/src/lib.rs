@@ -1,8 +1,14 @@
-//! The session between node and manager: generated frames, and the coding of the nouns inside them.
+//! What nodes and managers say to each other: generated frames, the coding of the nouns inside them,
+//! and who may say it.
 //!
 //! One transport serves every node: mutual TLS over TCP, or a unix socket on the manager's own node.
-//! There is no in-process short cut.
+//! There is no in-process short cut. [`identity`] is who a certificate says its holder is, [`tls`] the
+//! four ways to stand on a connection, [`token`] what lets a machine and a cluster tell each other.
 #![forbid(unsafe_code)]
+
+pub mod identity;
+pub mod tls;
+pub mod token;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -14,6 +20,15 @@ use shoal_model::{NetworkId, TableVersion};
 pub mod session {
     tonic::include_proto!("shoal.session.v1");
 }
+
+/// Frames and service stubs generated from `proto/cluster.proto`.
+#[allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
+pub mod cluster {
+    tonic::include_proto!("shoal.cluster.v1");
+}
+
+/// Where managers serve nodes, if nothing else is said: Docker's port.
+pub const DEFAULT_PORT: u16 = 2377;
 
 /// The newest session protocol this build speaks.
 pub const PROTOCOL_MAX: u32 = 1;

@@ -1,12 +1,14 @@
 //! A node's way into a cluster and out of it: the wiring of agent and manager.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use shoal_agent::{Agent, AgentConfig, NodeNetwork};
-use shoal_api::{InitRequest, LocalState, Swarm};
+use shoal_agent::{
+    Agent, AgentConfig, Enrolment, EnrolmentError, Managers, NodeNetwork, RemoteManager, SessionState,
+};
+use shoal_api::{InitRequest, JoinRequest, LocalState, Swarm};
 use shoal_manager::{Code, ControlError, InitOptions, Manager, ManagerConfig};
 use shoal_model::NodeId;
 
@@ -19,6 +21,13 @@ const NOT_A_MEMBER: &str = "This node is not part of a swarm";
 const LAST_MANAGER: &str = "You are attempting to leave the swarm on a node that is participating as a manager. \
                             Removing the last manager erases all current state of the swarm. Use `--force` to \
                             ignore this message. ";
+
+const JOIN_OVERDUE: &str = "Timeout was reached before node joined. The attempt to join the swarm will continue \
+                            in the background. Use the \"docker info\" command to see the current swarm status \
+                            of your node.";
+
+/// Docker's patience with a node that joins.
+const JOIN_MAX: Duration = Duration::from_secs(20);
 
 pub(crate) struct Membership {
     agent: Agent,
@@ -43,6 +52,7 @@ impl Membership {
         let config = ManagerConfig {
             store: node.data_dir.join("cluster.redb"),
             socket: node.run_dir.join("manager.sock"),
+            key: node.data_dir.join("cluster.key"),
         };
         let mut standing = Standing::default();
         if config.store.exists() {
@@ -86,8 +96,8 @@ impl Membership {
     fn joined(&self, node: NodeId, address: IpAddr, data_path_address: IpAddr) -> shoal_agent::Membership {
         let cluster =
             self.manager().and_then(|manager| manager.state().cluster().map(|cluster| cluster.id.clone()));
-        let manager: PathBuf = self.config.socket.clone();
-        shoal_agent::Membership { node, cluster, manager, address, data_path_address }
+        let managers = Managers::Here(self.config.socket.clone());
+        shoal_agent::Membership { node, cluster, managers, address, data_path_address }
     }
 
     fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
@@ -104,7 +114,7 @@ impl Membership {
     /// Ends the manager and forgets its cluster.
     async fn erase(&self) -> Result<(), ControlError> {
         self.shutdown().await;
-        for path in [&self.config.store, &self.config.socket] {
+        for path in [&self.config.store, &self.config.socket, &self.config.key] {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(internal(format!("remove {}: {error}", path.display())));
@@ -127,9 +137,11 @@ impl Swarm for Membership {
         if let Some(error) = self.standing().error.clone() {
             return LocalState::Error(error);
         }
-        match self.agent.membership() {
-            Some(member) => LocalState::Active { node: member.node, address: member.address },
-            None => LocalState::Inactive,
+        let session = self.agent.session().borrow().clone();
+        match (self.agent.membership(), session) {
+            (Some(_), SessionState::Refused(reason)) => LocalState::Error(reason),
+            (Some(member), _) => LocalState::Active { node: member.node, address: member.address },
+            (None, _) => LocalState::Inactive,
         }
     }
 
@@ -143,10 +155,13 @@ impl Swarm for Membership {
             return Err(ControlError::new(Code::Unavailable, ALREADY_MEMBER));
         }
         let local = addresses::local()?;
-        let advertise = addresses::advertise(&request.advertise, &request.listen, &local)?;
-        let data_path_address = addresses::data_path(&request.data_path, advertise, &local)?;
+        let listen = addresses::listen(&request.listen, &local)?;
+        let advertise = addresses::advertise(&request.advertise, listen, &local)?;
+        let data_path_address =
+            addresses::data_path(&request.data_path, Some(advertise.ip()), &local)?.unwrap_or(advertise.ip());
         let options = InitOptions {
             node_name: self.node_name.clone(),
+            listen,
             advertise,
             data_path_address,
             spec: request.spec,
@@ -161,12 +176,46 @@ impl Swarm for Membership {
             }
         };
         self.standing().manager = Some(manager);
-        let membership = self.joined(node.clone(), advertise, data_path_address);
+        let membership = self.joined(node.clone(), advertise.ip(), data_path_address);
         if let Err(error) = self.agent.join(membership).await {
             self.erase().await?;
             return Err(internal(error.to_string()));
         }
         Ok(node)
+    }
+
+    fn remote_managers(&self) -> Vec<(Option<NodeId>, String)> {
+        match self.agent.membership().map(|member| member.managers) {
+            Some(Managers::Remote { managers, .. }) => {
+                managers.into_iter().map(|RemoteManager { node, address }| (node, address)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    async fn join(&self, request: JoinRequest) -> Result<(), ControlError> {
+        let _changing = self.changing.lock().await;
+        if self.agent.membership().is_some() || self.config.store.exists() {
+            return Err(ControlError::new(Code::Unavailable, ALREADY_MEMBER));
+        }
+        let local = addresses::local()?;
+        let address = addresses::worker(&request.advertise, &local)?;
+        let wish = Enrolment {
+            token: request.token,
+            managers: request.managers.iter().map(|address| addresses::remote(address)).collect(),
+            description: self.agent.description(),
+            availability: request.availability,
+            address,
+            data_path_address: addresses::data_path(&request.data_path, address, &local)?,
+        };
+        let membership = shoal_agent::enrol(&wish).await.map_err(not_enrolled)?;
+        let mut session = self.agent.session();
+        self.agent.join(membership).await.map_err(|error| internal(error.to_string()))?;
+        let open = session.wait_for(|state| *state == SessionState::Open);
+        match tokio::time::timeout(JOIN_MAX, open).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ControlError::new(Code::Unavailable, JOIN_OVERDUE)),
+        }
     }
 
     async fn leave(&self, force: bool) -> Result<(), ControlError> {
@@ -182,6 +231,19 @@ impl Swarm for Membership {
         self.erase().await?;
         self.agent.leave().await.map_err(|error| internal(error.to_string()))
     }
+}
+
+fn not_enrolled(error: EnrolmentError) -> ControlError {
+    let code = match &error {
+        EnrolmentError::Token(_) => Code::InvalidArgument,
+        EnrolmentError::Unreachable(_) => Code::Unavailable,
+        EnrolmentError::Unusable(_) => Code::Internal,
+        EnrolmentError::OtherCluster { .. }
+        | EnrolmentError::Clock { .. }
+        | EnrolmentError::Impostor { .. }
+        | EnrolmentError::Refused(_) => Code::FailedPrecondition,
+    };
+    ControlError::new(code, error.to_string())
 }
 
 fn internal(message: String) -> ControlError {

@@ -11,7 +11,7 @@ use crate::{Node, wait_until};
 /// Links that belong to the node: the harness's own, and those of gateway and published ports.
 const NODE_LINKS: [&str; 5] = ["lo", "eth0", "shoal-gw", "shoal-ing", "shoal-ingvx"];
 /// nftables sets that name nodes and tunnels of the cluster.
-const NODE_SETS: [&str; 6] = ["data_ports", "homes", "marks", "members", "tunnels", "zones"];
+const NODE_SETS: [&str; 7] = ["data_ports", "homes", "marks", "members", "returns", "tunnels", "zones"];
 /// eBPF maps in which each entry belongs to a sandbox, a service or a network. The others hold facts of
 /// the node, or forget what is old by themselves.
 const OWNED_MAPS: [&str; 6] = ["bridges", "live", "ports", "sandboxes", "services", "slots"];

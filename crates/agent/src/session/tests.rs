@@ -79,6 +79,12 @@ impl Host for FakeNode {
         std::mem::take(&mut lock(&self.unreported))
     }
 
+    async fn keep_membership(&self, _: &Membership) -> crate::Result<()> {
+        Ok(())
+    }
+
+    fn show_session(&self, _: SessionState) {}
+
     fn lines(self: &Arc<Self>, _: TaskId, _: LogSelector) -> BoxStream<'static, Vec<LogEntry>> {
         let entry = |line: &str| LogEntry {
             time: Timestamp::UNIX_EPOCH,
@@ -157,7 +163,7 @@ impl Stage {
         let serving = closing.clone();
         tokio::spawn(async move { serving.run_until_cancelled(server).await });
         let node = FakeNode::new();
-        let member = Membership { manager: socket, ..testing::membership() };
+        let member = Membership { managers: Managers::Here(socket), ..testing::membership() };
         tokio::spawn(keep(node.clone(), member, closing.clone()));
         Self { node, sessions, _stop: closing.drop_guard(), _dir: dir }
     }

@@ -3,14 +3,12 @@
 use shoal_model as model;
 use shoal_model::{Availability, NodeRole};
 
+use super::swarm::tls_info;
 use super::{some, time};
 use crate::error::{ApiError, Result};
 use crate::wire::node as wire;
 use crate::wire::service::Platform;
 use crate::wire::{Version, swarm};
-
-/// The port a manager's dispatcher has in Docker's world.
-pub(crate) const MANAGER_PORT: u16 = 2377;
 
 /// What every node of this engine can do, in the form Docker lists plugins.
 const PLUGINS: [(&str, &str); 3] = [("Log", "json-file"), ("Network", "host"), ("Network", "overlay")];
@@ -55,7 +53,12 @@ pub(crate) fn state(node: &model::Node) -> &'static str {
     if node.is_down() { "down" } else { "ready" }
 }
 
-pub(crate) fn node(node: &model::Node) -> wire::Node {
+/// Where a manager serves nodes; empty for a worker.
+pub(crate) fn manager_address(node: &model::Node) -> String {
+    node.manager.map(|addresses| addresses.advertise.to_string()).unwrap_or_default()
+}
+
+pub(crate) fn node(node: &model::Node, cluster: Option<&model::Cluster>) -> wire::Node {
     let availability = match node.spec.availability {
         Availability::Active => "active",
         Availability::Pause => "pause",
@@ -65,7 +68,7 @@ pub(crate) fn node(node: &model::Node) -> wire::Node {
     let manager = (node.spec.role == NodeRole::Manager).then(|| wire::ManagerStatus {
         leader: true,
         reachability: "reachable",
-        address: std::net::SocketAddr::new(node.status.address, MANAGER_PORT).to_string(),
+        address: manager_address(node),
     });
     wire::Node {
         id: node.id.to_string(),
@@ -78,7 +81,7 @@ pub(crate) fn node(node: &model::Node) -> wire::Node {
             role: Some(role(node.spec.role).to_owned()),
             availability: Some(availability.to_owned()),
         },
-        description: description(&node.description),
+        description: description(&node.description, trust(node, cluster)),
         status: wire::Status {
             state: state(node),
             message: node.status.message.clone(),
@@ -88,7 +91,7 @@ pub(crate) fn node(node: &model::Node) -> wire::Node {
     }
 }
 
-fn description(description: &model::NodeDescription) -> wire::Description {
+fn description(description: &model::NodeDescription, tls_info: swarm::TlsInfo) -> wire::Description {
     wire::Description {
         hostname: description.hostname.clone(),
         platform: Platform { architecture: description.architecture.clone(), os: description.os.clone() },
@@ -98,6 +101,17 @@ fn description(description: &model::NodeDescription) -> wire::Description {
             labels: some(description.engine_labels.clone()),
             plugins: PLUGINS.iter().map(|&(r#type, name)| wire::Plugin { r#type, name }).collect(),
         },
-        tls_info: swarm::TlsInfo::default(),
+        tls_info,
+    }
+}
+
+/// Whom the node trusts, and of whom its certificate is. A node without a record of one is the
+/// manager's own, whose certificate is of the present authority.
+fn trust(node: &model::Node, cluster: Option<&model::Cluster>) -> swarm::TlsInfo {
+    let Some(cluster) = cluster else { return swarm::TlsInfo::default() };
+    let issuer = node.certificate.as_ref().map(|certificate| certificate.issuer.as_str());
+    match &cluster.next_authority {
+        Some(next) if issuer == Some(&next.root.public_key) => tls_info(&next.root, cluster.trusted_roots()),
+        _ => tls_info(&cluster.authority.root, cluster.authority.root.pem.clone()),
     }
 }

@@ -1,17 +1,14 @@
 //! The cluster, both ways.
 
 use ipnet::IpNet;
+use shoal_manager::JoinTokens;
 use shoal_model as model;
 
 use super::{duration, nanos, node, time};
-use crate::engine::InitRequest;
+use crate::engine::{InitRequest, JoinRequest};
 use crate::error::{ApiError, Result};
 use crate::wire::Version;
 use crate::wire::swarm as wire;
-
-/// Stands where Docker shows a join token: nodes cannot join yet, and the text says so in the very
-/// command that `docker swarm init` prints.
-pub(crate) const NO_JOIN_TOKEN: &str = "joining-nodes-is-not-supported-yet";
 
 pub(crate) fn init(request: wire::Init) -> Result<InitRequest> {
     request.auto_lock_managers.refuse("locked managers (autolock) are")?;
@@ -42,6 +39,21 @@ pub(crate) fn init(request: wire::Init) -> Result<InitRequest> {
     })
 }
 
+pub(crate) fn join(request: wire::Join) -> Result<JoinRequest> {
+    let managers = request.remote_addrs.unwrap_or_default();
+    if managers.is_empty() {
+        // Docker's text.
+        return Err(ApiError::bad_request("at least 1 RemoteAddr is required to join"));
+    }
+    Ok(JoinRequest {
+        token: request.join_token.unwrap_or_default(),
+        managers,
+        advertise: request.advertise_addr.unwrap_or_default(),
+        data_path: request.data_path_addr.unwrap_or_default(),
+        availability: node::availability(request.availability.as_deref())?,
+    })
+}
+
 fn pool(text: &str) -> Result<IpNet> {
     text.parse::<IpNet>().map(|pool| pool.trunc()).map_err(|_| {
         ApiError::bad_request(format!("invalid default address pool: invalid CIDR address: {text}"))
@@ -60,7 +72,6 @@ pub(crate) fn spec(spec: wire::Spec, current: model::ClusterSpec) -> Result<mode
     ca.external_cas.refuse("external certificate authorities are")?;
     ca.signing_ca_cert.refuse("a certificate authority of one's own is")?;
     ca.signing_ca_key.refuse("a certificate authority of one's own is")?;
-    ca.force_rotate.refuse("rotation of the certificate authority is")?;
     let history = spec.orchestration.unwrap_or_default().task_history;
     let period = |nanos: Option<i64>, what: &str, current| match nanos {
         None | Some(0) => Ok(current),
@@ -87,12 +98,13 @@ pub(crate) fn spec(spec: wire::Spec, current: model::ClusterSpec) -> Result<mode
             "node certificate expiry",
             current.certificate_expiry,
         )?,
+        force_rotate: ca.force_rotate.unwrap_or(current.force_rotate),
         ..current
     })
 }
 
 /// Tokens are secrets: `GET /swarm` shows them, `docker info` does not.
-pub(crate) fn cluster(cluster: &model::Cluster, with_tokens: bool) -> wire::Cluster {
+pub(crate) fn cluster(cluster: &model::Cluster, tokens: Option<JoinTokens>) -> wire::Cluster {
     let spec = &cluster.spec;
     let own_pools = spec.default_pools != model::ClusterSpec::default().default_pools;
     let pools = own_pools.then(|| spec.default_pools.iter().map(ToString::to_string).collect());
@@ -111,19 +123,26 @@ pub(crate) fn cluster(cluster: &model::Cluster, with_tokens: bool) -> wire::Clus
             dispatcher: Some(wire::Dispatcher { heartbeat_period: Some(nanos(spec.heartbeat_period)) }),
             ca_config: Some(wire::CaConfig {
                 node_cert_expiry: Some(nanos(spec.certificate_expiry)),
+                force_rotate: Some(spec.force_rotate).filter(|&count| count != 0),
                 ..wire::CaConfig::default()
             }),
             task_defaults: Some(wire::TaskDefaults::default()),
             encryption_config: Some(wire::EncryptionConfig::default()),
         },
-        tls_info: wire::TlsInfo::default(),
-        root_rotation_in_progress: false,
+        // What certificates are to be of: during a rotation, the root to come.
+        tls_info: tls_info(&cluster.certifying().root, cluster.certifying().root.pem.clone()),
+        root_rotation_in_progress: cluster.next_authority.is_some(),
         default_addr_pool: pools,
         subnet_size: u32::from(spec.default_subnet_size),
         data_path_port: u32::from(spec.data_path_port),
-        join_tokens: with_tokens.then(|| wire::JoinTokens {
-            worker: NO_JOIN_TOKEN.to_owned(),
-            manager: NO_JOIN_TOKEN.to_owned(),
-        }),
+        join_tokens: tokens.map(|tokens| wire::JoinTokens { worker: tokens.worker, manager: tokens.manager }),
+    }
+}
+
+pub(crate) fn tls_info(issuer: &model::RootCertificate, trust_root: String) -> wire::TlsInfo {
+    wire::TlsInfo {
+        trust_root,
+        cert_issuer_subject: issuer.subject.clone(),
+        cert_issuer_public_key: issuer.public_key.clone(),
     }
 }

@@ -31,8 +31,9 @@ where
 async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Response> {
     let filters = params.filters(FILTERS)?;
     let state = cluster.manager()?.state();
+    let trust = state.cluster().map(AsRef::as_ref);
     let nodes: Vec<_> =
-        state.nodes().filter(|node| wanted(&filters, node)).map(|node| convert::node(node)).collect();
+        state.nodes().filter(|node| wanted(&filters, node)).map(|node| convert::node(node, trust)).collect();
     Ok(body::ok(&nodes))
 }
 
@@ -46,8 +47,10 @@ fn wanted(filters: &Filters, node: &Node) -> bool {
 }
 
 async fn inspect(State(cluster): State<ClusterSide>, Name(id): Name) -> Result<Response> {
-    let node = cluster.manager()?.find_node(&id).map_err(ApiError::from_lookup)?;
-    Ok(body::ok(&convert::node(&node)))
+    let manager = cluster.manager()?;
+    let node = manager.find_node(&id).map_err(ApiError::from_lookup)?;
+    let state = manager.state();
+    Ok(body::ok(&convert::node(&node, state.cluster().map(AsRef::as_ref))))
 }
 
 async fn update(

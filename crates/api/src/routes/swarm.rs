@@ -5,6 +5,7 @@ use axum::extract::{FromRef, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
+use shoal_manager::Rotate;
 
 use crate::body::{self, Json};
 use crate::convert::swarm as convert;
@@ -35,9 +36,11 @@ where
 }
 
 async fn inspect(State(cluster): State<ClusterSide>) -> Result<Response> {
-    let state = cluster.manager()?.state();
+    let manager = cluster.manager()?;
+    let state = manager.state();
     let object = state.cluster().ok_or_else(|| ApiError::unavailable("the cluster is not there yet"))?;
-    Ok(body::ok(&convert::cluster(object, true)))
+    let tokens = manager.join_tokens().map_err(ApiError::from_control)?;
+    Ok(body::ok(&convert::cluster(object, Some(tokens))))
 }
 
 async fn init(
@@ -53,11 +56,15 @@ async fn init(
     Ok(body::ok(node.as_str()))
 }
 
-async fn join(State(cluster): State<ClusterSide>) -> ApiError {
-    match cluster.swarm.local_state() {
-        LocalState::Active { .. } | LocalState::Pending => ApiError::unavailable(ALREADY_MEMBER),
-        _ => ApiError::unsupported("joining another node's cluster is"),
+async fn join(
+    State(cluster): State<ClusterSide>,
+    Json(request): Json<wire::swarm::Join>,
+) -> Result<Response> {
+    if matches!(cluster.swarm.local_state(), LocalState::Active { .. } | LocalState::Pending) {
+        return Err(ApiError::unavailable(ALREADY_MEMBER));
     }
+    cluster.swarm.join(convert::join(request)?).await.map_err(ApiError::from_lookup)?;
+    Ok(body::empty(StatusCode::OK))
 }
 
 async fn leave(State(cluster): State<ClusterSide>, params: Params) -> Result<Response> {
@@ -75,15 +82,17 @@ async fn update(
 ) -> Result<Response> {
     let manager = cluster.manager()?;
     let version = super::version(&params, "swarm")?;
-    for token in ["rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey"] {
-        if params.flag(token) {
-            return Err(ApiError::unsupported(format!("{token} is")));
-        }
+    if params.flag("rotateManagerUnlockKey") {
+        return Err(ApiError::unsupported("rotateManagerUnlockKey is"));
     }
+    let rotate = Rotate {
+        worker_token: params.flag("rotateWorkerToken"),
+        manager_token: params.flag("rotateManagerToken"),
+    };
     let state = manager.state();
     let current = state.cluster().map(|cluster| cluster.spec.clone()).unwrap_or_default();
     let spec = convert::spec(spec, current)?;
-    manager.update_cluster(version, spec).await.map_err(ApiError::from_control)?;
+    manager.update_cluster(version, spec, rotate).await.map_err(ApiError::from_control)?;
     Ok(body::empty(StatusCode::OK))
 }
 

@@ -216,16 +216,27 @@ fn swarm_info(cluster: &ClusterSide) -> swarm::Info {
         let managers: Vec<_> = managers
             .map(|node| swarm::RemoteManager {
                 node: node.id.to_string(),
-                address: std::net::SocketAddr::new(node.status.address, nodes::MANAGER_PORT).to_string(),
+                address: nodes::manager_address(node),
             })
             .collect();
         info.control_available = true;
         info.managers = Some(managers.len() as u64);
         info.remote_managers = Some(managers);
         info.nodes = Some(state.nodes().count() as u64);
-        info.cluster = state.cluster().map(|object| clusters::cluster(object, false));
+        info.cluster = state.cluster().map(|object| clusters::cluster(object, None));
+    } else {
+        info.remote_managers = remote_managers(cluster);
     }
     info
+}
+
+/// `None` where none is known, as Docker has it.
+fn remote_managers(cluster: &ClusterSide) -> Option<Vec<swarm::RemoteManager>> {
+    let known = cluster.swarm.remote_managers().into_iter().map(|(node, address)| swarm::RemoteManager {
+        node: node.map(|node| node.to_string()).unwrap_or_default(),
+        address,
+    });
+    Some(known.collect::<Vec<_>>()).filter(|known| !known.is_empty())
 }
 
 fn cgroup_version() -> &'static str {

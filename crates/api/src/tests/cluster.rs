@@ -10,7 +10,7 @@ use shoal_manager::{Code, ControlError, InitOptions, Manager, ManagerConfig};
 use shoal_model::{Availability, ClusterSpec, NodeDescription, NodeId};
 
 use super::*;
-use crate::engine::{ClusterSide, InitRequest, LocalState, Swarm};
+use crate::engine::{ClusterSide, InitRequest, JoinRequest, LocalState, Swarm};
 use crate::server::{App, server_header};
 
 struct Member {
@@ -32,6 +32,14 @@ impl Swarm for Member {
         Err(ControlError::new(Code::Internal, "never asked"))
     }
 
+    async fn join(&self, _: JoinRequest) -> Result<(), ControlError> {
+        Err(ControlError::new(Code::Internal, "never asked"))
+    }
+
+    fn remote_managers(&self) -> Vec<(Option<NodeId>, String)> {
+        Vec::new()
+    }
+
     async fn leave(&self, force: bool) -> Result<(), ControlError> {
         if force { Ok(()) } else { Err(ControlError::new(Code::Unavailable, "say --force")) }
     }
@@ -47,11 +55,15 @@ struct World {
 impl World {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config =
-            ManagerConfig { store: dir.path().join("cluster.redb"), socket: dir.path().join("manager.sock") };
+        let config = ManagerConfig {
+            store: dir.path().join("cluster.redb"),
+            socket: dir.path().join("manager.sock"),
+            key: dir.path().join("cluster.key"),
+        };
         let options = InitOptions {
             node_name: "one".to_owned(),
-            advertise: "10.99.0.1".parse().unwrap(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: "10.99.0.1:2377".parse().unwrap(),
             data_path_address: "10.99.0.1".parse().unwrap(),
             spec: ClusterSpec::default(),
             availability: Availability::Active,

@@ -322,8 +322,10 @@ fn a_cluster_is_declared_and_shown() {
         spec,
         epoch: 1,
         last_vni: None,
+        authority: model::Authority::default(),
+        next_authority: None,
     };
-    let shown = serde_json::to_value(swarm::cluster(&cluster, false)).unwrap();
+    let shown = serde_json::to_value(swarm::cluster(&cluster, None)).unwrap();
     assert_eq!(shown["Spec"], value(golden!("swarm-update.request.json")));
     assert_eq!(shown["DefaultAddrPool"], Value::Null);
     assert!(shown.get("JoinTokens").is_none(), "tokens are secrets");

@@ -9,7 +9,7 @@ use shoal_manager::{Code, ControlError, Manager};
 use shoal_model::NodeId;
 
 use super::*;
-use crate::engine::{ClusterSide, InitRequest, LocalState, Swarm};
+use crate::engine::{ClusterSide, InitRequest, JoinRequest, LocalState, Swarm};
 use crate::server::{App, server_header};
 
 /// A node that is in no cluster.
@@ -27,6 +27,14 @@ impl Swarm for Alone {
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError> {
         Err(ControlError::new(Code::Unavailable, format!("cannot advertise {}", request.advertise)))
+    }
+
+    async fn join(&self, _: JoinRequest) -> Result<(), ControlError> {
+        Err(ControlError::new(Code::Internal, "never asked"))
+    }
+
+    fn remote_managers(&self) -> Vec<(Option<NodeId>, String)> {
+        Vec::new()
     }
 
     async fn leave(&self, _: bool) -> Result<(), ControlError> {
@@ -183,11 +191,7 @@ async fn the_networks_every_engine_has() {
 
 #[tokio::test]
 async fn what_is_absent_says_what_to_do() {
-    for (path, hint) in [
-        ("/build", "docker load"),
-        ("/containers/create", "docker service create"),
-        ("/swarm/join", "joining"),
-    ] {
+    for (path, hint) in [("/build", "docker load"), ("/containers/create", "docker service create")] {
         let response = ask(Method::POST, path, None, "").await;
         assert_eq!(response.status(), 501, "{path}");
         assert!(text(response).await.contains(hint), "{path}");

@@ -11,7 +11,7 @@ use shoal_agent::{NodeEndpoint, NodeNetwork};
 use shoal_manager::{Code, ControlError, Manager};
 use shoal_model as model;
 
-use crate::engine::{ClusterSide, InitRequest, LocalState, Swarm};
+use crate::engine::{ClusterSide, InitRequest, JoinRequest, LocalState, Swarm};
 use crate::server::{App, server_header};
 
 /// A worker with one task on the one network it knows.
@@ -73,6 +73,14 @@ impl Swarm for Worker {
 
     async fn init(&self, _: InitRequest) -> Result<model::NodeId, ControlError> {
         Err(ControlError::new(Code::Internal, "never asked"))
+    }
+
+    async fn join(&self, _: JoinRequest) -> Result<(), ControlError> {
+        Err(ControlError::new(Code::Internal, "never asked"))
+    }
+
+    fn remote_managers(&self) -> Vec<(Option<model::NodeId>, String)> {
+        Vec::new()
     }
 
     async fn leave(&self, _: bool) -> Result<(), ControlError> {

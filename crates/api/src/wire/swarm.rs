@@ -21,6 +21,17 @@ pub(crate) struct Init {
     pub(crate) spec: Option<Spec>,
 }
 
+/// `POST /swarm/join`. Where a worker would listen has no meaning: it does not.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Join {
+    pub(crate) advertise_addr: Option<String>,
+    pub(crate) data_path_addr: Option<String>,
+    pub(crate) remote_addrs: Option<Vec<String>>,
+    pub(crate) join_token: Option<String>,
+    pub(crate) availability: Option<String>,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Spec {
@@ -87,8 +98,8 @@ pub(crate) struct CaConfig {
     pub(crate) signing_ca_cert: Unsupported,
     #[serde(rename = "SigningCAKey", skip_serializing)]
     pub(crate) signing_ca_key: Unsupported,
-    #[serde(skip_serializing)]
-    pub(crate) force_rotate: Unsupported,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) force_rotate: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -124,7 +135,7 @@ pub(crate) struct Cluster {
     pub(crate) join_tokens: Option<JoinTokens>,
 }
 
-/// Empty while the cluster has no certificate authority.
+/// An issuer of certificates. Empty where there is none.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct TlsInfo {
@@ -136,7 +147,6 @@ pub(crate) struct TlsInfo {
     pub(crate) cert_issuer_public_key: String,
 }
 
-/// Empty while nodes cannot join.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct JoinTokens {

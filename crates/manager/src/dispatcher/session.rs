@@ -5,19 +5,22 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use shoal_model::{NetworkId, NodeDescription, NodeId, TableVersion, TaskId};
+use jiff::Timestamp;
+use shoal_model::{NetworkId, Node, NodeDescription, NodeId, Object, TableVersion, TaskId};
 use shoal_protocol::session::dispatcher_server::Dispatcher as DispatcherService;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
-use shoal_protocol::session::{Hello, ManagerMessage, NodeMessage, TableAck, Welcome};
+use shoal_protocol::session::{Hello, ManagerMessage, NodeMessage, Surroundings, TableAck, Welcome};
 use shoal_protocol::{MalformedPayload, decode, negotiate};
+use shoal_store::State;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::frames::Sent;
 use super::hub::NodeView;
-use super::{Dispatcher, Event, Report};
+use super::{Dispatcher, Event, Peer, Report};
+use crate::Error;
 use crate::plan::Patience;
 
 /// Frames on their way to the node before the session waits for it.
@@ -26,6 +29,8 @@ const FRAMES_MAX: usize = 16;
 const ORDERS_MAX: usize = 256;
 /// A node says hello at once.
 const HELLO_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How often the clock is compared with the end of a certificate.
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
 pub(super) struct Sessions(pub(super) Arc<Dispatcher>);
 
@@ -37,6 +42,7 @@ impl DispatcherService for Sessions {
         &self,
         request: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Candidate);
         let mut inbound = request.into_inner();
         let hello = tokio::time::timeout(HELLO_WAIT_MAX, inbound.message())
             .await
@@ -44,7 +50,8 @@ impl DispatcherService for Sessions {
         let Some(Up::Hello(hello)) = hello.and_then(|message| message.message) else {
             return Err(Status::invalid_argument("a session begins with hello"));
         };
-        let (welcome, greeted) = self.greet(hello)?;
+        let (welcome, greeted) = self.greet(hello, &peer)?;
+        self.note_certificate(&greeted.node, &peer).await?;
         let (down, outbound) = mpsc::channel(FRAMES_MAX);
         tokio::spawn(run(self.0.clone(), greeted, welcome, inbound, down));
         Ok(Response::new(ReceiverStream::new(outbound)))
@@ -57,25 +64,95 @@ struct Greeted {
     description: NodeDescription,
     held: BTreeMap<NetworkId, TableVersion>,
     patience: Patience,
+    /// The certificate it showed is good until then.
+    expires: Option<Timestamp>,
 }
 
 impl Sessions {
-    fn greet(&self, hello: Hello) -> Result<(Welcome, Greeted), Status> {
+    fn greet(&self, hello: Hello, peer: &Peer) -> Result<(Welcome, Greeted), Status> {
         let protocol = negotiate(hello.protocol_min, hello.protocol_max).ok_or_else(|| {
             let (min, max) = (hello.protocol_min, hello.protocol_max);
             Status::failed_precondition(format!("no common session protocol: the node speaks {min} to {max}"))
         })?;
         let node = NodeId::new(&hello.node_id);
         let state = self.0.shared.state();
-        if state.node(&node).is_none() {
-            return Err(not_a_member(&node));
-        }
+        let expires = authorise(&state, &node, peer)?;
         let description = decode(&hello.description).map_err(malformed)?;
         let held = hello.held.iter().map(TableAck::parts).collect();
         let patience = Patience::of(&state);
         let heartbeat_period_ms = u64::try_from(patience.beat.as_millis()).unwrap_or(u64::MAX);
         let welcome = Welcome { protocol, heartbeat_period_ms };
-        Ok((welcome, Greeted { node, description, held, patience }))
+        Ok((welcome, Greeted { node, description, held, patience, expires }))
+    }
+}
+
+impl Sessions {
+    /// The certificate a node shows is the one it has stored: only now is an older one history.
+    async fn note_certificate(&self, node: &NodeId, peer: &Peer) -> Result<(), Status> {
+        let Peer::Member(shown) = peer else { return Ok(()) };
+        let noted = self.0.shared.transact(|draft, _, _| {
+            let state = draft.state();
+            let (Some(cluster), Some(member)) = (state.cluster(), state.node(node)) else { return Ok(()) };
+            let certificate = shown.info(cluster);
+            let gone = "the certificate is of an authority that the cluster has given up";
+            let certificate = certificate.ok_or_else(|| Status::unauthenticated(gone))?;
+            let member = Node { certificate: Some(certificate), ..Node::clone(member) };
+            draft.put(Object::Node(member));
+            Ok::<_, Unnoted>(())
+        });
+        noted.await.map_err(|Unnoted(status)| status)
+    }
+}
+
+/// Why a certificate was not noted.
+struct Unnoted(Status);
+
+impl From<Status> for Unnoted {
+    fn from(status: Status) -> Self {
+        Self(status)
+    }
+}
+
+impl From<Error> for Unnoted {
+    fn from(error: Error) -> Self {
+        Self(Status::unavailable(error.to_string()))
+    }
+}
+
+/// A node speaks for itself alone, and only while it is a member. Returns when that ends by itself.
+fn authorise(state: &State, node: &NodeId, peer: &Peer) -> Result<Option<Timestamp>, Status> {
+    let member = state.node(node).ok_or_else(|| not_a_member(node))?;
+    match peer {
+        Peer::OwnNode if member.manager.is_some() => Ok(None),
+        Peer::OwnNode => Err(Status::permission_denied(format!("the manager does not run on {node}"))),
+        Peer::Member(shown) => {
+            let identity = &shown.certificate.identity;
+            if identity.node != *node {
+                let text = format!("the certificate is of {}, not of {node}", identity.node);
+                return Err(Status::permission_denied(text));
+            }
+            if state.cluster().is_none_or(|cluster| cluster.id != identity.cluster) {
+                return Err(Status::permission_denied("the certificate is of another cluster"));
+            }
+            Ok(Some(shown.certificate.expires))
+        }
+        Peer::Candidate => Err(Status::unauthenticated("a session needs a node's certificate")),
+    }
+}
+
+/// Why the hub let go of a session.
+fn replaced(dispatcher: &Dispatcher, node: &NodeId) -> Status {
+    match dispatcher.shared.state().node(node) {
+        Some(_) => Status::aborted("the node opened another session"),
+        None => not_a_member(node),
+    }
+}
+
+/// Returns at this time; never without one. Looks at the clock again and again: it may be set.
+async fn until(time: Option<Timestamp>) {
+    let Some(time) = time else { return std::future::pending().await };
+    while let Ok(left) = Duration::try_from(time.duration_since(Timestamp::now())) {
+        tokio::time::sleep(left.min(CLOCK_CHECK)).await;
     }
 }
 
@@ -101,7 +178,7 @@ async fn run(
     inbound: Streaming<NodeMessage>,
     down: mpsc::Sender<Result<ManagerMessage, Status>>,
 ) {
-    let Greeted { node, description, held, patience } = greeted;
+    let Greeted { node, description, held, patience, expires } = greeted;
     let id = dispatcher.next_session.fetch_add(1, Ordering::Relaxed);
     let (view, views) = watch::channel(Arc::default());
     let (outlet, orders) = mpsc::channel(ORDERS_MAX);
@@ -115,9 +192,13 @@ async fn run(
     }
     let requests = Requests::default();
     let stop = dispatcher.shared.stop.clone();
+    let surroundings = dispatcher.surroundings.clone();
+    let mut outgoing =
+        Outgoing { down: down.clone(), sent: Sent::holding(held), views, orders, surroundings };
     let mut ended = tokio::select! {
         ended = receive(&dispatcher, &node, id, inbound, &requests, patience.down) => ended,
-        ended = send(&down, welcome, Sent::holding(held), views, orders, &requests) => ended,
+        _ = outgoing.send(welcome, &requests) => Some(replaced(&dispatcher, &node)),
+        () = until(expires) => Some(Status::unauthenticated("the node's certificate has expired")),
         () = other_patience(&dispatcher, patience) => {
             Some(Status::aborted("heartbeats are to come at another pace"))
         }
@@ -148,33 +229,49 @@ async fn other_patience(dispatcher: &Dispatcher, told: Patience) {
     let _ = states.wait_for(|state| Patience::of(state) != told).await;
 }
 
-/// Sends what the node is to know; `None` when the node, or a newer session, ended it.
-async fn send(
-    down: &mpsc::Sender<Result<ManagerMessage, Status>>,
-    welcome: Welcome,
-    mut sent: Sent,
-    mut views: watch::Receiver<Arc<NodeView>>,
-    mut orders: mpsc::Receiver<ManagerMessage>,
-    requests: &Requests,
-) -> Option<Status> {
-    let welcome = ManagerMessage { message: Some(Down::Welcome(welcome)) };
-    down.send(Ok(welcome)).await.ok()?;
-    // The first view comes from the hub once it knows of the session.
-    views.changed().await.ok()?;
-    loop {
-        for network in std::mem::take(&mut *lock(&requests.networks)) {
-            sent.forget_table(&network);
-        }
-        let view = views.borrow_and_update().clone();
-        for frame in sent.frames(&view) {
-            down.send(Ok(frame)).await.ok()?;
-        }
-        tokio::select! {
-            changed = views.changed() => if changed.is_err() {
-                return Some(Status::aborted("the node opened another session"));
-            },
-            order = orders.recv() => down.send(Ok(order?)).await.ok()?,
-            () = requests.asked.notified() => {}
+/// What is on its way to a node.
+struct Outgoing {
+    down: mpsc::Sender<Result<ManagerMessage, Status>>,
+    sent: Sent,
+    views: watch::Receiver<Arc<NodeView>>,
+    orders: mpsc::Receiver<ManagerMessage>,
+    surroundings: watch::Receiver<Surroundings>,
+}
+
+impl Outgoing {
+    /// `None`: the node is not reading any more.
+    async fn say(&self, message: Down) -> Option<()> {
+        self.down.send(Ok(ManagerMessage { message: Some(message) })).await.ok()
+    }
+
+    /// Sends what the node is to know. Ends when the hub lets go of the view: the node opened a newer
+    /// session, or is no member any more.
+    async fn send(&mut self, welcome: Welcome, requests: &Requests) -> Option<()> {
+        self.say(Down::Welcome(welcome)).await?;
+        self.surroundings.mark_changed();
+        // The first view comes from the hub once it knows of the session.
+        self.views.changed().await.ok()?;
+        loop {
+            if self.surroundings.has_changed().unwrap_or_default() {
+                let surroundings = self.surroundings.borrow_and_update().clone();
+                self.say(Down::Surroundings(surroundings)).await?;
+            }
+            for network in std::mem::take(&mut *lock(&requests.networks)) {
+                self.sent.forget_table(&network);
+            }
+            let view = self.views.borrow_and_update().clone();
+            for frame in self.sent.frames(&view) {
+                self.down.send(Ok(frame)).await.ok()?;
+            }
+            tokio::select! {
+                changed = self.views.changed() => changed.ok()?,
+                changed = self.surroundings.changed() => {
+                    changed.ok()?;
+                    self.surroundings.mark_changed();
+                }
+                order = self.orders.recv() => self.down.send(Ok(order?)).await.ok()?,
+                () = requests.asked.notified() => {}
+            }
         }
     }
 }

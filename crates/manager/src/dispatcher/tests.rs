@@ -38,11 +38,15 @@ struct Host {
 
 async fn host() -> Host {
     let dir = tempfile::tempdir().unwrap();
-    let config =
-        ManagerConfig { store: dir.path().join("cluster.redb"), socket: dir.path().join("manager.sock") };
+    let config = ManagerConfig {
+        store: dir.path().join("cluster.redb"),
+        socket: dir.path().join("manager.sock"),
+        key: dir.path().join("cluster.key"),
+    };
     let options = InitOptions {
         node_name: "n".into(),
-        advertise: [192, 0, 2, 1].into(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        advertise: ([192, 0, 2, 1], 2377).into(),
         data_path_address: [192, 0, 2, 1].into(),
         spec: ClusterSpec::default(),
         availability: Availability::Active,
@@ -168,7 +172,7 @@ impl FakeNode {
                 }
             }
             Down::LogSubscribe(subscription) => self.subscriptions.push(subscription),
-            Down::LogUnsubscribe(_) => {}
+            Down::LogUnsubscribe(_) | Down::Surroundings(_) => {}
             Down::LogGrant(grant) => self.granted += grant.frames as usize,
         }
     }
@@ -400,7 +404,7 @@ async fn a_node_is_told_the_pace_of_heartbeats_anew_when_it_changes() {
     node.until(|node| node.complete).await;
     let cluster = manager.state().cluster().unwrap().clone();
     let faster = ClusterSpec { heartbeat_period: Duration::from_secs(2), ..cluster.spec.clone() };
-    manager.update_cluster(cluster.meta.version, faster).await.unwrap();
+    manager.update_cluster(cluster.meta.version, faster, crate::Rotate::default()).await.unwrap();
     let ended = tokio::time::timeout(PATIENCE, async {
         loop {
             if let Err(status) = node.down.message().await {

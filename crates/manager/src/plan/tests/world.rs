@@ -41,19 +41,23 @@ impl World {
         };
         let options = InitOptions {
             node_name: "node-0".into(),
-            advertise: IpAddr::from([192, 0, 2, 1]),
+            listen: ([0, 0, 0, 0], 2377).into(),
+            advertise: ([192, 0, 2, 1], 2377).into(),
             data_path_address: IpAddr::from([192, 0, 2, 1]),
             spec: ClusterSpec::default(),
             availability: Availability::Active,
             description: NodeDescription::default(),
         };
-        world.control(|draft, now, ids| Ok(begin(draft, &options, now.wall, ids))).unwrap();
+        world
+            .control(|draft, now, ids| Ok(begin(draft, &options, Authority::default(), now.wall, ids)))
+            .unwrap();
         for number in 1..nodes {
             let mut node = Node::clone(world.state.nodes().next().unwrap());
             node.id = NodeId::new(format!("node-{number}"));
             node.spec.role = NodeRole::Worker;
             node.description.hostname = format!("node-{number}");
             node.ingress = None;
+            node.manager = None;
             world.put(Object::Node(node.clone()));
         }
         world.hear_from_nodes();
