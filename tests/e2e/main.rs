@@ -4,9 +4,11 @@
 
 mod arrows;
 mod cli;
+mod containers;
 mod dns;
 mod docs;
 mod drain;
+mod guests;
 mod host;
 mod join;
 mod leftovers;

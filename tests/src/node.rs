@@ -218,8 +218,12 @@ impl Node {
         self.finished = true;
     }
 
-    /// Removes what a user made in the cluster; nothing on a node that manages none.
+    /// Removes what a user made: plain containers, and what is in the cluster if the node manages one.
     pub(crate) fn remove_all(&self) {
+        let plain = self.docker(&["ps", "-a", "-q", "--filter", "is-task=false"]).ok();
+        for container in plain.lines() {
+            self.docker(&["rm", "-f", container]).ok();
+        }
         let services = self.docker(&["service", "ls", "-q"]);
         if services.code != 0 {
             return;

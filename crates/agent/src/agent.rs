@@ -1,27 +1,29 @@
 //! The agent's face: one method per thing that can be asked of a node.
 
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shoal_balancer::Balancer;
-use shoal_model::{ContainerId, NetworkTable, NodeDescription, TaskId, TaskState};
-use shoal_runtime::{Container, ContainerState, Runtime};
-use tokio::sync::watch;
+use shoal_model::{Attachment, ContainerId, Network, NetworkTable, NodeDescription, TaskId, TaskState};
+use shoal_runtime::{Container, ContainerOutput, ContainerState, Runtime};
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::{Node, balancer_config};
+use crate::plain::{ContainerEvent, Keeper, Phase, PlainSpec, Shown, WaitFor};
 use crate::runner::{Order, Snapshot};
 use crate::session::SessionState;
 use crate::store::TaskRecord;
 use crate::task::StopCause;
-use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, TableReport};
-use crate::{AgentConfig, Error, Membership, Result, lock, prepare, sandbox, session, verify};
+use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView, TableReport};
+use crate::{AgentConfig, Error, Membership, Result, lock, plain, prepare, sandbox, session, verify};
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
 const STOP_MARGIN: Duration = Duration::from_secs(20);
 /// Without a word from anybody a container that is told to stop has this long.
-const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long leaving waits for kernel and resolver to let go of the cluster's networks.
 const CLEAR_BOUND: Duration = Duration::from_secs(20);
 /// How long the first session waits for the stored tables to be in force again, so that the manager
@@ -41,7 +43,7 @@ impl Agent {
     pub async fn start(config: AgentConfig) -> Result<Self> {
         let (node, stored) = Node::open(config).await?;
         let agent = Self { node: node.clone(), session: Arc::default() };
-        node.adopt(stored.tasks, stored.rebuilt).await?;
+        node.adopt(stored.tasks, stored.containers, stored.rebuilt).await?;
         let (resolver, closing) = (node.resolver.clone(), node.closing.clone());
         node.tracker.spawn(async move { resolver.supervise(closing).await });
         let (tables, effects, closing) = (node.tables.clone(), node.effects(), node.closing.clone());
@@ -97,6 +99,7 @@ impl Agent {
         self.node.store.leave().await?;
         self.node.membership.send_replace(None);
         self.node.session.send_replace(SessionState::Closed);
+        self.node.plains.leave(&self.node).await;
         let mut removals = JoinSet::new();
         for record in records {
             removals.spawn(remove(self.node.clone(), record));
@@ -136,51 +139,79 @@ impl Agent {
 
     /// By id, name (with or without Docker's slash) or unambiguous id prefix.
     pub async fn find_container(&self, name: &str) -> Result<ContainerView> {
-        let containers = self.node.runtime.containers().await?;
+        let views = self.containers().await?;
         let plain = name.strip_prefix('/').unwrap_or(name);
-        let exact = containers
-            .iter()
-            .find(|container| container.config.id.as_str() == plain || container.config.name == plain);
-        if let Some(container) = exact {
-            return Ok(self.view(container.clone()));
+        let id = |view: &ContainerView| view.container.config.id.clone();
+        let exact = views.iter().find(|view| id(view).as_str() == plain || view.name() == plain);
+        if let Some(view) = exact {
+            return Ok(view.clone());
         }
-        let mut matching =
-            containers.iter().filter(|container| container.config.id.as_str().starts_with(plain));
+        let mut matching = views.iter().filter(|view| id(view).as_str().starts_with(plain));
         match (matching.next(), matching.next()) {
             (Some(_), Some(_)) => Err(Error::AmbiguousContainer(name.to_owned())),
-            (Some(container), None) if !plain.is_empty() => Ok(self.view(container.clone())),
+            (Some(view), None) if !plain.is_empty() => Ok(view.clone()),
             _ => Err(Error::NoSuchContainer(name.to_owned())),
         }
     }
 
     fn view(&self, container: Container) -> ContainerView {
+        if let Some(keeper) = self.node.plains.get(&container.config.id) {
+            return self.plain_view(container, &keeper);
+        }
         let Some(snapshot) = self.node.tasks.of_container(&container.config.id) else {
             let task = crate::node::task_of(&container);
-            return ContainerView { container, task, networks: Vec::new(), health: None, healthcheck: None };
+            return ContainerView {
+                container,
+                task,
+                plain: None,
+                networks: Vec::new(),
+                health: None,
+                healthcheck: None,
+            };
         };
         let Snapshot { record, health, healthcheck } = snapshot;
-        let tables = self.node.tables.in_force().borrow().clone();
         // An ended container has no addresses any more.
         let running = matches!(container.state, ContainerState::Running { .. });
         let attachments = record.task.attachments.into_iter().filter(|_| running);
-        let networks = attachments.filter_map(|attachment| {
+        let networks = self.networks_of(attachments);
+        ContainerView { container, task: Some(record.task.id), plain: None, networks, health, healthcheck }
+    }
+
+    fn plain_view(&self, container: Container, keeper: &Keeper) -> ContainerView {
+        let Shown { record, phase, check, .. } = keeper.shown();
+        let networks = self.networks_of(record.attachments.into_iter());
+        let plain = PlainView {
+            name: record.name,
+            spec: record.spec,
+            restarting: phase == Phase::Restarting,
+            restarts: record.restarts,
+            error: record.error,
+        };
+        ContainerView {
+            container,
+            task: None,
+            plain: Some(plain),
+            networks,
+            health: keeper.health(),
+            healthcheck: check,
+        }
+    }
+
+    fn networks_of(&self, attachments: impl Iterator<Item = Attachment>) -> Vec<ContainerNetwork> {
+        let tables = self.node.tables.in_force().borrow().clone();
+        let known = attachments.filter_map(|attachment| {
             let table = tables.get(&attachment.network)?;
             let gateway = sandbox::gateway(&attachment, table);
             Some(ContainerNetwork { name: table.config.name.clone(), attachment, gateway })
         });
-        ContainerView {
-            container,
-            task: Some(record.task.id),
-            networks: networks.collect(),
-            health,
-            healthcheck,
-        }
+        known.collect()
     }
 
     /// The cluster's networks that this node has a part in.
     pub fn networks(&self) -> Vec<NodeNetwork> {
         let tables = self.node.tables.in_force().borrow().clone();
         let tasks = self.node.tasks.snapshots();
+        let plains: Vec<_> = self.node.plains.all().iter().map(|keeper| keeper.shown().record).collect();
         let network = |table: &Arc<NetworkTable>| {
             let endpoints = tasks.iter().filter_map(|shown| {
                 let TaskRecord { task, container, progress, .. } = &shown.record;
@@ -188,12 +219,21 @@ impl Agent {
                 let present = TaskState::Preparing..=TaskState::Running;
                 present.contains(&progress.status.state).then(|| NodeEndpoint {
                     container: container.clone(),
-                    task: task.id.clone(),
+                    owner: task.id.to_string(),
                     name: task.name(),
                     attachment: attachment.clone(),
                 })
             });
-            NodeNetwork { table: table.clone(), endpoints: endpoints.collect() }
+            let guests = plains.iter().filter_map(|record| {
+                let attachment = record.attachments.iter().find(|at| at.network == table.network)?;
+                Some(NodeEndpoint {
+                    container: record.id.clone(),
+                    owner: record.id.to_string(),
+                    name: record.name.clone(),
+                    attachment: attachment.clone(),
+                })
+            });
+            NodeNetwork { table: table.clone(), endpoints: endpoints.chain(guests).collect() }
         };
         tables.values().map(network).collect()
     }
@@ -201,6 +241,9 @@ impl Agent {
     /// Stops a container; one of a task is first taken out of service everywhere. Returns when it has
     /// ended.
     pub async fn stop_container(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
+        if let Some(keeper) = self.node.plains.get(id) {
+            return self.finish(move |node| async move { keeper.stop(&node, timeout).await.map(drop) }).await;
+        }
         let Some(snapshot) = self.node.tasks.of_container(id) else {
             return self.stop_plain(id, timeout.unwrap_or(DEFAULT_STOP_TIMEOUT)).await;
         };
@@ -229,7 +272,97 @@ impl Agent {
 
     /// Sends a signal, nothing else.
     pub async fn kill_container(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        if let Some(keeper) = self.node.plains.get(id) {
+            return keeper.kill(&self.node, signal).await;
+        }
         Ok(self.node.runtime.kill(id, signal).await?)
+    }
+
+    // === plain containers ===
+
+    /// Makes a container of no service; without a name it is given one.
+    pub async fn create_container(&self, name: Option<String>, spec: PlainSpec) -> Result<ContainerId> {
+        self.finish(|node| async move { node.plains.create(&node, name, spec).await }).await
+    }
+
+    /// Starts a plain container that does not run; `false` when it does.
+    pub async fn start_container(&self, id: &ContainerId) -> Result<bool> {
+        let keeper = self.keeper(id)?;
+        self.finish(|node| async move { keeper.start(&node).await }).await
+    }
+
+    pub async fn restart_container(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
+        let keeper = self.keeper(id)?;
+        self.finish(move |node| async move { plain::restart(&keeper, &node, timeout).await }).await
+    }
+
+    pub async fn rename_container(&self, id: &ContainerId, name: String) -> Result<()> {
+        let keeper = self.keeper(id)?;
+        self.finish(|node| async move { node.plains.rename(&node, &keeper, &name).await }).await
+    }
+
+    /// Removes a plain container; one that runs only by force.
+    pub async fn remove_container(&self, id: &ContainerId, force: bool) -> Result<()> {
+        let keeper = self.keeper(id)?;
+        self.finish(move |node| async move { keeper.remove(&node, force).await }).await
+    }
+
+    /// The exit code of the run that is waited for, once that is over. What is waited for begins now.
+    pub fn wait_container(
+        &self,
+        id: &ContainerId,
+        condition: WaitFor,
+    ) -> impl Future<Output = Result<i32>> + Send + 'static + use<> {
+        let plain = self.node.plains.get(id).map(|keeper| keeper.wait(condition));
+        let (runtime, id) = (self.node.runtime.clone(), id.clone());
+        async move {
+            match plain {
+                Some(over) => Ok(over.await),
+                // A task's container runs once.
+                None => Ok(runtime.wait(&id).await?.code),
+            }
+        }
+    }
+
+    /// What the container prints from now on; a plain container that does not run is waited for, as
+    /// long as it is there.
+    pub fn container_output(
+        &self,
+        id: &ContainerId,
+    ) -> impl Future<Output = Option<ContainerOutput>> + Send + 'static + use<> {
+        let plain = self.node.plains.get(id).map(|keeper| keeper.output(&self.node));
+        let (runtime, id) = (self.node.runtime.clone(), id.clone());
+        async move {
+            match plain {
+                Some(output) => output.await,
+                None => runtime.output(&id).await.unwrap_or_default(),
+            }
+        }
+    }
+
+    /// What happens to plain containers from now on.
+    pub fn container_events(&self) -> broadcast::Receiver<ContainerEvent> {
+        self.node.plains.events.listen()
+    }
+
+    /// The cluster's networks that plain containers may join, as far as this node knows.
+    pub fn attachable_networks(&self) -> Arc<Vec<Network>> {
+        self.node.guests.catalogue()
+    }
+
+    fn keeper(&self, id: &ContainerId) -> Result<Arc<Keeper>> {
+        self.node.plains.get(id).ok_or_else(|| match self.node.tasks.of_container(id) {
+            Some(_) => Error::OfService(id.to_string()),
+            None => Error::NoSuchContainer(id.to_string()),
+        })
+    }
+
+    /// Does something to its end, whatever becomes of whoever asked for it.
+    async fn finish<T: Send + 'static, F>(&self, work: impl FnOnce(Arc<Node>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        tokio::spawn(work(self.node.clone())).await.map_err(|_| Error::Closed)?
     }
 
     /// Every network table in force, against what kernel and resolver really hold.
@@ -285,7 +418,7 @@ fn report<E: std::fmt::Display>(what: &str, outcome: Result<(), E>) {
 async fn remove(node: Arc<Node>, record: TaskRecord) {
     let id: &TaskId = &record.task.id;
     report("remove a task's container", node.runtime.remove(&record.container).await);
-    report("remove a task's sandbox", prepare::free_sandbox(&node, id).await);
+    report("remove a task's sandbox", prepare::free_sandbox(&node, id.as_str()).await);
 }
 
 /// Tells the balancer which addresses are the node's own, now and whenever they change.
@@ -317,7 +450,8 @@ async fn follow_mtu(node: Arc<Node>) {
 }
 
 fn stored_sandboxes(node: &Node) -> std::collections::HashSet<String> {
-    node.tasks.snapshots().into_iter().map(|snapshot| snapshot.record.task.id.to_string()).collect()
+    let tasks = node.tasks.snapshots().into_iter().map(|snapshot| snapshot.record.task.id.to_string());
+    tasks.chain(node.plains.sandboxes()).collect()
 }
 
 /// Away with what a resolver of a former process serves and nobody wants any more.

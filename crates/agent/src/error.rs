@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use shoal_model::{Refusal, RefusalReason};
+
 /// An operation of the agent that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -29,10 +31,50 @@ pub enum Error {
     /// Docker's text.
     #[error("Multiple IDs found with provided prefix: {0}")]
     AmbiguousContainer(String),
+    /// Docker's text.
+    #[error("Invalid container name ({0}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")]
+    InvalidName(String),
+    /// Docker's text.
+    #[error(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{by}\". You have to remove \
+         (or rename) that container to be able to reuse that name."
+    )]
+    NameInUse { name: String, by: String },
+    /// Docker's text.
+    #[error(
+        "You cannot remove a running container {0}. Stop the container before attempting removal or force remove"
+    )]
+    Running(String),
+    #[error("container {0} does not end, although it was killed")]
+    DoesNotEnd(String),
+    /// The container is a task's.
+    #[error("container {0} belongs to a service")]
+    OfService(String),
+    /// The node is in no cluster.
+    #[error("network {0} not found")]
+    NoSuchNetwork(String),
+    /// Docker's text, with the manager's word.
+    #[error("Could not attach to network {network}: {}", rpc(refusal))]
+    NotAttached { network: String, refusal: Refusal },
+    #[error("Could not attach to network {0}: no manager of the cluster can be reached")]
+    NoManager(String),
+    #[error("Could not attach to network {0}: it is not in force on this node yet")]
+    NotInForce(String),
     #[error("this node already belongs to a cluster")]
     AlreadyMember,
     #[error("the agent has been shut down")]
     Closed,
+}
+
+/// A refusal as Docker's daemon passes it on.
+fn rpc(refusal: &Refusal) -> String {
+    let code = match refusal.reason {
+        RefusalReason::NotFound => "NotFound",
+        RefusalReason::NotAttachable => "PermissionDenied",
+        RefusalReason::Address => "FailedPrecondition",
+        RefusalReason::Unavailable => "Unavailable",
+    };
+    format!("rpc error: code = {code} desc = {}", refusal.message)
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -7,6 +7,7 @@
 //!
 //! - [`task`] decides what is to be done for a task, `runner` does it, `prepare` and `sandbox` know
 //!   how its container looks; `health` judges its probes.
+//! - `plain` keeps the containers of no service, `guests` asks the manager for their networks.
 //! - [`tables`] brings network tables into force in the right order.
 //! - `enrol` makes a machine a node; `session` talks to the manager over a `link`, `resolver` to the
 //!   node's resolver process, `store` to the disk.
@@ -18,10 +19,12 @@ mod connections;
 pub mod doctor;
 mod enrol;
 mod error;
+mod guests;
 mod health;
 mod link;
 mod logs;
 mod node;
+mod plain;
 mod prepare;
 mod reset;
 mod resolver;
@@ -42,9 +45,12 @@ pub use config::{AgentConfig, Managers, Membership, RemoteManager};
 pub use enrol::{Enrolment, EnrolmentError, enrol};
 pub use error::{Error, Result};
 pub use health::{Health, HealthStatus};
+pub use plain::{ContainerEvent, NetworkMode, Place, PlainSpec, Restart, WaitFor};
 pub use reset::reset;
 pub use session::SessionState;
-pub use view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, TableCounts, TableReport};
+pub use view::{
+    ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView, TableCounts, TableReport,
+};
 
 /// Locks a mutex whose holders never leave it half-changed, so a panic elsewhere does not matter.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {

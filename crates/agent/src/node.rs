@@ -17,6 +17,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::guests::Guests;
+use crate::plain::{PlainRecord, Plains};
 use crate::resolver::Resolver;
 use crate::sandbox::TASK_LABEL;
 use crate::session::{Assigned, Host, SessionState};
@@ -40,6 +42,8 @@ pub(crate) struct Node {
     pub store: NodeStore,
     pub tables: Arc<Tables>,
     pub tasks: Tasks,
+    pub plains: Plains,
+    pub guests: Guests,
     pub membership: watch::Sender<Option<Membership>>,
     pub session: watch::Sender<SessionState>,
     /// Containers of tasks that the node store does not know: the store was lost, and the manager
@@ -81,6 +85,8 @@ impl Node {
             store,
             tables: Arc::new(Tables::new(std::mem::take(&mut stored.tables))),
             tasks: Tasks::default(),
+            plains: Plains::default(),
+            guests: Guests::default(),
             membership: watch::Sender::new(stored.membership.clone()),
             session: watch::Sender::default(),
             strangers: Mutex::default(),
@@ -106,8 +112,14 @@ impl Node {
     }
 
     /// Takes over what a former process left: its tasks run on, what nobody claims is removed.
-    pub(crate) async fn adopt(self: &Arc<Self>, tasks: Vec<TaskRecord>, rebuilt: bool) -> Result<()> {
+    pub(crate) async fn adopt(
+        self: &Arc<Self>,
+        tasks: Vec<TaskRecord>,
+        plains: Vec<PlainRecord>,
+        rebuilt: bool,
+    ) -> Result<()> {
         let containers = self.runtime.containers().await?;
+        self.plains.adopt(self, plains, &containers, rebuilt).await;
         let found: HashMap<&ContainerId, &RuntimeContainer> =
             containers.iter().map(|container| (&container.config.id, container)).collect();
         let sandboxes: HashSet<String> = self.fabric.sandboxes().await?.into_iter().collect();
@@ -135,6 +147,7 @@ impl Node {
         for (record, seen) in begun {
             self.tasks.spawn(self, record, seen);
         }
+        self.plains.resume(self).await;
         Ok(())
     }
 
@@ -161,9 +174,12 @@ impl Node {
         });
     }
 
-    /// Removes every container, sandbox, network and map entry that no task and no table claims. A
+    /// Removes every container, sandbox, network and map entry that no task, no table and no plain
+    /// container claims. A
     /// failure here leaves something behind, but must not keep a node from starting.
     async fn prune(&self, containers: &HashSet<ContainerId>, sandboxes: &HashSet<String>) {
+        let containers = &(containers | &self.plains.containers());
+        let sandboxes = &(sandboxes | &self.plains.sandboxes());
         if let Err(error) = self.runtime.prune(containers).await {
             tracing::warn!(%error, "cannot remove containers that nobody claims");
         }
@@ -225,6 +241,10 @@ impl Host for Node {
         if assigned.complete {
             self.disown_the_rest();
         }
+    }
+
+    fn guests(&self) -> &Guests {
+        &self.guests
     }
 
     fn report_all(&self) {

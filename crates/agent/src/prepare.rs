@@ -1,15 +1,18 @@
-//! Making a task's sandbox and container, and taking them over from a former process.
+//! Making the sandbox and container of a task, and taking them over from a former process; the
+//! sandbox of a plain container is the same.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use shoal_model::{Healthcheck, Task, TaskId};
+use shoal_model::{ContainerSpec, DnsConfig, Healthcheck, Task};
+use shoal_network::Sandbox;
 use shoal_resolver::resolv_conf::{self, ContainerFile, ResolvConf};
 use shoal_runtime::ContainerConfig;
 
 use crate::health;
 use crate::node::Node;
 use crate::resolver::Served;
-use crate::sandbox;
+use crate::sandbox::{self, Tenant};
 use crate::store::TaskRecord;
 use crate::{Error, Result};
 
@@ -40,6 +43,7 @@ pub(crate) async fn container(node: &Node, record: &TaskRecord) -> Result<Option
         resolv_conf: place.resolv_conf,
         hosts: place.hosts,
         log_options: spec.log_options.clone(),
+        note: String::new(),
         spec: container_spec,
     };
     node.runtime.create(&config).await?;
@@ -59,31 +63,33 @@ struct Place {
 /// filled in.
 async fn place(node: &Node, record: &TaskRecord, task: &Task) -> Result<Place> {
     if sandbox::uses_host(task) {
-        let resolv_conf = read(&node.config.resolv_conf).await?;
-        return Ok(Place {
-            netns: None,
-            hostname: sandbox::hostname(task, &node.config.node_name),
-            resolv_conf: resolv_conf::host_file(&resolv_conf, &task.spec.container.dns),
-            hosts: sandbox::host_hosts(task, &read(Path::new(HOSTS)).await?),
-        });
+        let (hosts, resolv_conf) = names_of_node(node, &task.spec.container).await?;
+        let hostname = sandbox::hostname(&task.spec.container, &node.config.node_name);
+        return Ok(Place { netns: None, hostname, resolv_conf, hosts });
     }
-    let file = resolv_conf(node, record).await?;
-    let made = make_sandbox(node, record, &file).await?;
-    let gateway = made.links.iter().find(|link| link.network.is_none()).and_then(|link| link.address);
-    let hostname = sandbox::hostname(task, record.container.short());
+    let file = resolv_conf(node, &task.spec.container.dns).await?;
+    let made = make_sandbox(node, Tenant::from(&record.task), &file).await?;
+    let hostname = sandbox::hostname(&task.spec.container, record.container.short());
     Ok(Place {
+        hosts: sandbox::hosts(task, &hostname, gateway_address(&made)),
         netns: Some(made.path),
-        hosts: sandbox::hosts(task, &hostname, gateway.map(|address| address.addr())),
         hostname,
         resolv_conf: file.text,
     })
 }
 
+/// The hosts and resolv.conf files of a container on the node's own network stack.
+pub(crate) async fn names_of_node(node: &Node, spec: &ContainerSpec) -> Result<(String, String)> {
+    let resolv_conf = read(&node.config.resolv_conf).await?;
+    let hosts = sandbox::host_hosts(spec, &read(Path::new(HOSTS)).await?);
+    Ok((hosts, resolv_conf::host_file(&resolv_conf, &spec.dns)))
+}
+
 /// Takes over the sandbox of a container that runs.
 pub(crate) async fn adopt(node: &Node, record: &TaskRecord) -> Result<Option<Healthcheck>> {
     if !sandbox::uses_host(&record.task) {
-        let file = resolv_conf(node, record).await?;
-        make_sandbox(node, record, &file).await?;
+        let file = resolv_conf(node, &record.task.spec.container.dns).await?;
+        make_sandbox(node, Tenant::from(&record.task), &file).await?;
     }
     let spec = &record.task.spec.container;
     // The image may be gone; its check then ended with the former process.
@@ -93,17 +99,12 @@ pub(crate) async fn adopt(node: &Node, record: &TaskRecord) -> Result<Option<Hea
 }
 
 /// The namespace with its interfaces, names and virtual addresses. Adopts what is there.
-async fn make_sandbox(
-    node: &Node,
-    record: &TaskRecord,
-    file: &ContainerFile,
-) -> Result<shoal_network::Sandbox> {
-    let task = &record.task;
+pub(crate) async fn make_sandbox(node: &Node, tenant: Tenant<'_>, file: &ContainerFile) -> Result<Sandbox> {
     let tables = node.tables.in_force().borrow().clone();
-    let made = node.fabric.create_sandbox(&sandbox::config(task, &tables)).await?;
-    let cookie = shoal_balancer::netns_cookie(&made.path)?;
-    let view = sandbox::view(task, &tables, &made.path, file);
-    node.resolver.serve(Served { view, cookie, vnis: sandbox::vnis(task, &tables) }).await?;
+    let made = node.fabric.create_sandbox(&sandbox::config(tenant, &tables)).await?;
+    if !tenant.secluded {
+        serve(node, tenant, &made.path, file).await?;
+    }
     for link in &made.links {
         let table = link.network.as_ref().and_then(|network| tables.get(network));
         if let Some(table) = table.filter(|table| !table.config.ingress) {
@@ -113,15 +114,30 @@ async fn make_sandbox(
     Ok(made)
 }
 
+/// Names and virtual addresses of the tenant's networks, as they are now.
+pub(crate) async fn serve(node: &Node, tenant: Tenant<'_>, netns: &Path, file: &ContainerFile) -> Result<()> {
+    let tables = node.tables.in_force().borrow().clone();
+    let cookie = shoal_balancer::netns_cookie(netns)?;
+    let view = sandbox::view(tenant, &tables, netns, file);
+    node.resolver.serve(Served { view, cookie, vnis: sandbox::vnis(tenant, &tables) }).await
+}
+
+/// The address of a sandbox's gateway link.
+pub(crate) fn gateway_address(sandbox: &Sandbox) -> Option<IpAddr> {
+    let link = sandbox.links.iter().find(|link| link.network.is_none())?;
+    link.address.map(|address| address.addr())
+}
+
 /// Removes a sandbox with its names and virtual addresses. Idempotent.
-pub(crate) async fn free_sandbox(node: &Node, task: &TaskId) -> Result<()> {
-    let names = node.resolver.forget(task.as_str()).await;
+pub(crate) async fn free_sandbox(node: &Node, id: &str) -> Result<()> {
+    let names = node.resolver.forget(id).await;
     // The namespace goes even when the resolver does not answer: it is pruned when it does again.
-    node.fabric.remove_sandbox(task.as_str()).await?;
+    node.fabric.remove_sandbox(id).await?;
     names
 }
 
-async fn resolv_conf(node: &Node, record: &TaskRecord) -> Result<ContainerFile> {
+/// What a container with these wishes finds as its `/etc/resolv.conf`, and where its questions go.
+pub(crate) async fn resolv_conf(node: &Node, dns: &DnsConfig) -> Result<ContainerFile> {
     let mut path = node.config.resolv_conf.as_path();
     let mut text = read(path).await?;
     let stub = Path::new(resolv_conf::SYSTEMD_RESOLVED_FILE);
@@ -131,7 +147,7 @@ async fn resolv_conf(node: &Node, record: &TaskRecord) -> Result<ContainerFile> 
         text = read(path).await?;
     }
     let parsed = ResolvConf::parse(&text);
-    Ok(resolv_conf::container_file(&parsed, path, &record.task.spec.container.dns))
+    Ok(resolv_conf::container_file(&parsed, path, dns))
 }
 
 /// A node without the file has no servers, like one with an empty file.

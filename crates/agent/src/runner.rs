@@ -265,7 +265,8 @@ impl Runner {
             self.exit = Some(tokio::spawn(ending));
         }
         if let (Some(check), None) = (&self.check, &self.monitor) {
-            let probing = probe(self.node.clone(), self.record.clone(), check.clone(), self.health.clone());
+            let probing =
+                probe(self.node.clone(), self.record.container.clone(), check.clone(), self.health.clone());
             self.monitor = Some(tokio::spawn(probing));
         }
     }
@@ -322,7 +323,7 @@ impl Runner {
     }
 
     async fn free_sandbox(&mut self) {
-        match prepare::free_sandbox(&self.node, &self.record.task.id).await {
+        match prepare::free_sandbox(&self.node, self.record.task.id.as_str()).await {
             Ok(()) => {
                 self.seen.sandbox = false;
                 self.attached = false;
@@ -394,7 +395,7 @@ async fn exited(exit: &mut Option<JoinHandle<Exit>>) -> Exit {
 }
 
 /// How the container ends, however often the runtime has to be asked.
-async fn end(node: Arc<Node>, id: ContainerId) -> Exit {
+pub(crate) async fn end(node: Arc<Node>, id: ContainerId) -> Exit {
     loop {
         match node.runtime.wait(&id).await {
             Ok(exit) => return exit,
@@ -411,9 +412,14 @@ async fn end(node: Arc<Node>, id: ContainerId) -> Exit {
 }
 
 /// Probes a running container until aborted.
-async fn probe(node: Arc<Node>, record: TaskRecord, check: Healthcheck, health: watch::Sender<Health>) {
+pub(crate) async fn probe(
+    node: Arc<Node>,
+    container: ContainerId,
+    check: Healthcheck,
+    health: watch::Sender<Health>,
+) {
     let Some(argv) = health::command(&check) else { return };
-    let id = &record.container;
+    let id = &container;
     let started = match node.runtime.container(id).await.map(|container| container.state) {
         Ok(ContainerState::Running { started, .. }) => started,
         _ => Timestamp::now(),

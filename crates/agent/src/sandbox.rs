@@ -1,16 +1,38 @@
-//! What a task's sandbox looks like, as pure functions of the task and the tables in force.
+//! What a sandbox looks like, as pure functions of who lives in it and the tables in force.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use shoal_model::{Attachment, Labels, NetworkId, NetworkTable, NodeId, Task};
+use shoal_model::{Attachment, ContainerSpec, Labels, NetworkId, NetworkTable, NodeId, Task};
 use shoal_network::{SandboxAttachment, SandboxConfig};
 use shoal_resolver::feed::SandboxView;
 use shoal_resolver::resolv_conf::ContainerFile;
 
 type Networks = BTreeMap<NetworkId, Arc<NetworkTable>>;
+
+/// Who lives in a sandbox: a task or a plain container.
+#[derive(Clone, Copy)]
+pub(crate) struct Tenant<'a> {
+    /// The task's or the container's id; the sandbox's name.
+    pub id: &'a str,
+    pub attachments: &'a [Attachment],
+    pub spec: &'a ContainerSpec,
+    /// Without a way out, whatever its networks have.
+    pub secluded: bool,
+}
+
+impl<'a> From<&'a Task> for Tenant<'a> {
+    fn from(task: &'a Task) -> Self {
+        Self {
+            id: task.id.as_str(),
+            attachments: &task.attachments,
+            spec: &task.spec.container,
+            secluded: false,
+        }
+    }
+}
 
 /// The task runs in the node's own network namespace: it names networks, none of which gives it an
 /// address.
@@ -18,19 +40,20 @@ pub(crate) fn uses_host(task: &Task) -> bool {
     task.attachments.is_empty() && !task.spec.networks.is_empty()
 }
 
-/// The networks on which the task looks up names: all but the ingress network.
+/// The networks on which the tenant looks up names: all but the ingress network.
 fn named<'a>(
-    task: &'a Task,
+    tenant: Tenant<'a>,
     tables: &'a Networks,
 ) -> impl Iterator<Item = (&'a Attachment, &'a NetworkTable)> {
     let known = |attachment: &'a Attachment| Some((attachment, &**tables.get(&attachment.network)?));
-    task.attachments.iter().filter_map(known).filter(|(_, table)| !table.config.ingress)
+    tenant.attachments.iter().filter_map(known).filter(|(_, table)| !table.config.ingress)
 }
 
 /// The namespace to build.
-pub(crate) fn config(task: &Task, tables: &Networks) -> SandboxConfig {
+pub(crate) fn config<'a>(tenant: impl Into<Tenant<'a>>, tables: &Networks) -> SandboxConfig {
+    let tenant = tenant.into();
     let config = |network| tables.get(network).map(|table| &table.config);
-    let attachments = task.attachments.iter().map(|attachment| SandboxAttachment {
+    let attachments = tenant.attachments.iter().map(|attachment| SandboxAttachment {
         network: attachment.network.clone(),
         ingress: config(&attachment.network).is_some_and(|config| config.ingress),
         address: attachment.address,
@@ -43,45 +66,53 @@ pub(crate) fn config(task: &Task, tables: &Networks) -> SandboxConfig {
         mac: attachment.mac,
     });
     SandboxConfig {
-        id: task.id.to_string(),
+        id: tenant.id.to_owned(),
         attachments: attachments.collect(),
-        egress: !is_internal(task, tables),
-        sysctls: task.spec.container.sysctls.clone(),
+        egress: !tenant.secluded && !is_internal(tenant, tables),
+        sysctls: tenant.spec.sysctls.clone(),
     }
 }
 
-/// No network of the task leads out of the cluster.
-fn is_internal(task: &Task, tables: &Networks) -> bool {
-    let mut all = task.attachments.iter().filter_map(|attachment| tables.get(&attachment.network)).peekable();
+/// No network of the tenant leads out of the cluster.
+fn is_internal(tenant: Tenant<'_>, tables: &Networks) -> bool {
+    let mut all =
+        tenant.attachments.iter().filter_map(|attachment| tables.get(&attachment.network)).peekable();
     all.peek().is_some() && all.all(|table| table.config.internal)
 }
 
 /// What the resolver is told.
-pub(crate) fn view(task: &Task, tables: &Networks, netns: &Path, file: &ContainerFile) -> SandboxView {
+pub(crate) fn view<'a>(
+    tenant: impl Into<Tenant<'a>>,
+    tables: &Networks,
+    netns: &Path,
+    file: &ContainerFile,
+) -> SandboxView {
+    let tenant = tenant.into();
     SandboxView {
-        id: task.id.to_string(),
+        id: tenant.id.to_owned(),
         netns: netns.to_owned(),
-        networks: named(task, tables).map(|(attachment, _)| attachment.network.clone()).collect(),
+        networks: named(tenant, tables).map(|(attachment, _)| attachment.network.clone()).collect(),
         upstreams: file.upstreams.clone(),
         ndots_set: file.ndots_set,
-        internal: is_internal(task, tables),
+        internal: is_internal(tenant, tables),
     }
 }
 
-/// The networks whose virtual addresses the task may use, by their number in the kernel's maps.
-pub(crate) fn vnis(task: &Task, tables: &Networks) -> Vec<u32> {
-    named(task, tables).map(|(_, table)| table.config.vni).collect()
+/// The networks whose virtual addresses the tenant may use, by their number in the kernel's maps.
+pub(crate) fn vnis<'a>(tenant: impl Into<Tenant<'a>>, tables: &Networks) -> Vec<u32> {
+    named(tenant.into(), tables).map(|(_, table)| table.config.vni).collect()
 }
 
 /// The host name inside the container.
-pub(crate) fn hostname(task: &Task, default: &str) -> String {
-    let own = &task.spec.container.hostname;
+pub(crate) fn hostname(spec: &ContainerSpec, default: &str) -> String {
+    let own = &spec.hostname;
     if own.is_empty() { default.to_owned() } else { own.clone() }
 }
 
 /// `/etc/hosts` as Docker writes it: localhost, what the user adds, the container itself. `gateway` is
 /// the address of the gateway link, for a container that has no other.
-pub(crate) fn hosts(task: &Task, hostname: &str, gateway: Option<IpAddr>) -> String {
+pub(crate) fn hosts<'a>(tenant: impl Into<Tenant<'a>>, hostname: &str, gateway: Option<IpAddr>) -> String {
+    let tenant = tenant.into();
     let mut text = "127.0.0.1\tlocalhost\n\
         ::1\tlocalhost ip6-localhost ip6-loopback\n\
         fe00::0\tip6-localnet\n\
@@ -89,10 +120,10 @@ pub(crate) fn hosts(task: &Task, hostname: &str, gateway: Option<IpAddr>) -> Str
         ff02::1\tip6-allnodes\n\
         ff02::2\tip6-allrouters\n"
         .to_owned();
-    text += &extra_hosts(task);
+    text += &extra_hosts(tenant.spec);
     let short = hostname.split('.').next().unwrap_or(hostname);
     let names = if short == hostname { hostname.to_owned() } else { format!("{hostname} {short}") };
-    let attached = task.attachments.iter().flat_map(|at| [Some(at.address), at.address_v6]).flatten();
+    let attached = tenant.attachments.iter().flat_map(|at| [Some(at.address), at.address_v6]).flatten();
     let mut addresses: Vec<IpAddr> = attached.map(|address| address.addr()).collect();
     if addresses.is_empty() {
         addresses.extend(gateway);
@@ -104,14 +135,14 @@ pub(crate) fn hosts(task: &Task, hostname: &str, gateway: Option<IpAddr>) -> Str
 }
 
 /// `/etc/hosts` on the host network: the node's own names, and what the user adds.
-pub(crate) fn host_hosts(task: &Task, node_text: &str) -> String {
+pub(crate) fn host_hosts(spec: &ContainerSpec, node_text: &str) -> String {
     let end = if node_text.is_empty() || node_text.ends_with('\n') { "" } else { "\n" };
-    format!("{node_text}{end}{}", extra_hosts(task))
+    format!("{node_text}{end}{}", extra_hosts(spec))
 }
 
-fn extra_hosts(task: &Task) -> String {
+fn extra_hosts(spec: &ContainerSpec) -> String {
     let line = |line: &String| line.split_whitespace().collect::<Vec<_>>().join("\t") + "\n";
-    task.spec.container.hosts.iter().map(line).collect()
+    spec.hosts.iter().map(line).collect()
 }
 
 /// The labels Docker's swarm puts on a task's container (`executor/container/container.go`).
@@ -245,7 +276,10 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "127.0.0.1\tlocalhost");
         assert_eq!(lines[6..], ["1.2.3.4\tdb\tbackup", "10.0.1.5\tbox.example.org box"]);
-        assert_eq!(host_hosts(&task, "192.0.2.10 node"), "192.0.2.10 node\n1.2.3.4\tdb\tbackup\n");
+        assert_eq!(
+            host_hosts(&task.spec.container, "192.0.2.10 node"),
+            "192.0.2.10 node\n1.2.3.4\tdb\tbackup\n"
+        );
     }
 
     #[test]

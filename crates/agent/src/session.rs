@@ -11,16 +11,16 @@ use futures::stream::BoxStream;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use shoal_model::{
-    LogEntry, LogSelector, NetworkId, NetworkTable, NodeDescription, NodeId, TableDelta, TableVersion, Task,
-    TaskId, TaskStatus,
+    GuestAnswer, LogEntry, LogSelector, Network, NetworkId, NetworkTable, NodeDescription, NodeId,
+    TableDelta, TableVersion, Task, TaskId, TaskStatus,
 };
 use shoal_protocol::identity::{BadCredentials, Credentials, NodeCertificate};
 use shoal_protocol::session::dispatcher_client::DispatcherClient;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
 use shoal_protocol::session::{
-    Assignments, Heartbeat, Hello, NodeMessage, Surroundings, TableAck, TableRequest, TaskStatusReport,
-    TaskStatuses,
+    Assignments, GuestStatement, Heartbeat, Hello, NodeMessage, Surroundings, TableAck, TableRequest,
+    TaskStatusReport, TaskStatuses,
 };
 use shoal_protocol::{MAX_FRAME_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, decode, encode, tls};
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use crate::guests::{Guests, Statement};
 use crate::link;
 use crate::logs::Subscriptions;
 use crate::tables::{InForce, Tables};
@@ -59,6 +60,7 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// The part of the description that changes while the node runs.
     fn routes(&self) -> watch::Receiver<BTreeSet<IpNet>>;
     fn tables(&self) -> &Tables;
+    fn guests(&self) -> &Guests;
     fn obey(self: &Arc<Self>, assigned: Assigned);
     /// Everything is to be reported anew.
     fn report_all(&self);
@@ -255,6 +257,9 @@ impl<H: Host> Session<H> {
         // What came into force since the hello.
         in_force.mark_changed();
         let mut routes = self.routes.clone();
+        let mut statement = node.guests().statement();
+        // In each session anew: the manager may have missed anything.
+        statement.mark_changed();
         let mut beat = tokio::time::interval(self.heartbeat);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -278,6 +283,11 @@ impl<H: Host> Session<H> {
                 changed = routes.changed() => {
                     changed.map_err(|_| Ended::Closed)?;
                     self.send(Up::Description(encode(&node.description()))).await?;
+                }
+                changed = statement.changed() => {
+                    changed.map_err(|_| Ended::Closed)?;
+                    let statement = statement.borrow_and_update().clone();
+                    self.state_guests(&statement).await?;
                 }
                 credentials = self.renewal.done() => {
                     renewed(&node, member, credentials).await?;
@@ -309,6 +319,15 @@ impl<H: Host> Session<H> {
             Down::LogSubscribe(subscribe) => self.logs.begin(&subscribe)?,
             Down::LogGrant(grant) => self.logs.grant(grant),
             Down::LogUnsubscribe(subscription) => self.logs.end(subscription),
+            Down::GuestAnswers(answers) => {
+                let decoded = answers.answers.iter().map(|answer| decode::<GuestAnswer>(answer));
+                let decoded = decoded.collect::<Result<Vec<_>, _>>()?;
+                self.node.guests().take_answers(answers.generation, decoded);
+            }
+            Down::Catalogue(catalogue) => {
+                let networks = catalogue.networks.iter().map(|network| decode::<Network>(network));
+                self.node.guests().take_catalogue(networks.collect::<Result<Vec<_>, _>>()?);
+            }
         }
         Ok(())
     }
@@ -349,6 +368,11 @@ impl<H: Host> Session<H> {
             return Ok(());
         }
         self.send(Up::Statuses(TaskStatuses { reports })).await
+    }
+
+    async fn state_guests(&mut self, statement: &Statement) -> Result<(), Ended> {
+        let wanted = statement.wanted.values().map(encode).collect();
+        self.send(Up::Guests(GuestStatement { generation: statement.generation, wanted })).await
     }
 
     async fn acknowledge(&mut self, tables: &InForce) -> Result<(), Ended> {

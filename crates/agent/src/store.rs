@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_model::{ContainerId, NetworkId, NetworkTable, Task, TaskId};
 
+use crate::plain::PlainRecord;
 use crate::task::Progress;
 use crate::{Error, Membership, Result};
 
@@ -21,6 +22,7 @@ type Rows = TableDefinition<'static, &'static str, &'static [u8]>;
 const META: Rows = TableDefinition::new("meta");
 const TASKS: Rows = TableDefinition::new("tasks");
 const TABLES: Rows = TableDefinition::new("tables");
+const CONTAINERS: Rows = TableDefinition::new("containers");
 
 /// One task as this node has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,8 @@ pub(crate) struct Stored {
     pub membership: Option<Membership>,
     pub tasks: Vec<TaskRecord>,
     pub tables: Vec<NetworkTable>,
+    /// Containers of no task.
+    pub containers: Vec<PlainRecord>,
     /// The file could not be read, and this is a new one.
     pub rebuilt: bool,
 }
@@ -93,6 +97,7 @@ impl NodeStore {
                 .transpose()?,
             tasks: store.all(TASKS)?,
             tables: store.all(TABLES)?,
+            containers: store.all(CONTAINERS)?,
             rebuilt: false,
         };
         Ok((store, stored))
@@ -104,6 +109,7 @@ impl NodeStore {
         let schema = {
             write.open_table(TASKS)?;
             write.open_table(TABLES)?;
+            write.open_table(CONTAINERS)?;
             let mut meta = write.open_table(META)?;
             let known = meta.get("schema")?.and_then(|value| serde_json::from_slice(value.value()).ok());
             match known {
@@ -165,6 +171,14 @@ impl NodeStore {
 
     pub(crate) async fn remove_table(&self, id: &NetworkId) -> Result<()> {
         self.remove(TABLES, id.as_str()).await
+    }
+
+    pub(crate) async fn put_container(&self, record: &PlainRecord) -> Result<()> {
+        self.put(CONTAINERS, record.id.as_str(), record).await
+    }
+
+    pub(crate) async fn remove_container(&self, id: &ContainerId) -> Result<()> {
+        self.remove(CONTAINERS, id.as_str()).await
     }
 
     /// Forgets the cluster: membership, assignments, tables.

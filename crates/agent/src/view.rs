@@ -7,6 +7,7 @@ use serde::Serialize;
 use shoal_model::{Attachment, ContainerId, Healthcheck, NetworkId, NetworkTable, TableVersion, TaskId};
 
 use crate::health::Health;
+use crate::plain::PlainSpec;
 
 /// A container and what the agent knows of it beyond the runtime.
 #[derive(Debug, Clone)]
@@ -14,11 +15,33 @@ pub struct ContainerView {
     pub container: shoal_runtime::Container,
     /// The task it belongs to.
     pub task: Option<TaskId>,
+    /// What is particular to a container of no task.
+    pub plain: Option<PlainView>,
     pub networks: Vec<ContainerNetwork>,
     /// `None` without a health check.
     pub health: Option<Health>,
     /// The health check in force, every default filled in.
     pub healthcheck: Option<Healthcheck>,
+}
+
+impl ContainerView {
+    /// The container's name, without Docker's slash.
+    pub fn name(&self) -> &str {
+        self.plain.as_ref().map_or(&self.container.config.name, |plain| &plain.name)
+    }
+}
+
+/// A container of no task.
+#[derive(Debug, Clone)]
+pub struct PlainView {
+    pub name: String,
+    pub spec: PlainSpec,
+    /// It does not run, and its restart policy is about to start it.
+    pub restarting: bool,
+    /// How often its restart policy started it.
+    pub restarts: u32,
+    /// Why it could not be started the last time.
+    pub error: String,
 }
 
 /// A network a container is on.
@@ -40,7 +63,8 @@ pub struct NodeNetwork {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeEndpoint {
     pub container: ContainerId,
-    pub task: TaskId,
+    /// The task, or the container itself, if it is of none.
+    pub owner: String,
     pub name: String,
     pub attachment: Attachment,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use shoal_agent::{Agent, NodeNetwork};
 use shoal_manager::{ControlError, Manager};
-use shoal_model::{Availability, ClusterSpec, NodeId};
+use shoal_model::{Availability, ClusterSpec, Network, NodeId};
 
 use crate::error::{A_WORKER, ApiError, NOT_A_MANAGER, Result};
 use crate::events::EventLog;
@@ -19,6 +19,11 @@ pub trait Swarm: Send + Sync {
     fn manager(&self) -> Option<Manager>;
 
     fn local_state(&self) -> LocalState;
+
+    /// The cluster's networks that plain containers may join, as far as this node has been told.
+    fn attachable_networks(&self) -> Arc<Vec<Network>> {
+        Arc::default()
+    }
 
     /// The cluster's networks that this node has a part in: what a worker can tell of them.
     fn networks_here(&self) -> Vec<NodeNetwork> {

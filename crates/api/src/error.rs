@@ -3,6 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use shoal_manager::{Code, ControlError};
+use shoal_model::RefusalReason;
 
 use crate::body;
 
@@ -105,6 +106,26 @@ impl From<shoal_agent::Error> for ApiError {
             shoal_agent::Error::NoSuchContainer(_) => Self::not_found(error.to_string()),
             shoal_agent::Error::AmbiguousContainer(_) => Self::bad_request(error.to_string()),
             shoal_agent::Error::Runtime(error) => error.into(),
+            shoal_agent::Error::InvalidName(_) => Self::bad_request(error.to_string()),
+            shoal_agent::Error::NameInUse { .. } | shoal_agent::Error::Running(_) => {
+                Self::conflict(error.to_string())
+            }
+            shoal_agent::Error::OfService(_) => Self::unsupported_but(
+                "doing this to a service's container is",
+                "change the service, which replaces its containers",
+            ),
+            shoal_agent::Error::NoSuchNetwork(_) => Self::not_found(error.to_string()),
+            shoal_agent::Error::NoManager(_) => Self::unavailable(error.to_string()),
+            // Docker answers 500 to all of these.
+            shoal_agent::Error::NotAttached { ref refusal, .. } => {
+                let status = match refusal.reason {
+                    RefusalReason::NotFound => StatusCode::NOT_FOUND,
+                    RefusalReason::NotAttachable => StatusCode::FORBIDDEN,
+                    RefusalReason::Address => StatusCode::CONFLICT,
+                    RefusalReason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                Self::new(status, error.to_string())
+            }
             shoal_agent::Error::Closed => Self::unavailable(error.to_string()),
             other => Self::internal(other.to_string()),
         }
@@ -117,9 +138,11 @@ impl From<shoal_runtime::Error> for ApiError {
         let status = match &error {
             Error::NoSuchImage(_) | Error::NoSuchContainer(_) | Error::NoSuchExec(_) => StatusCode::NOT_FOUND,
             Error::ImageInUse(_) | Error::ContainerExists(_) | Error::NotRunning(_) => StatusCode::CONFLICT,
-            Error::InvalidReference(_) | Error::InvalidArchive(_) | Error::InvalidConfig(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            // A program that is not there is the caller's mistake.
+            Error::Start(_)
+            | Error::InvalidReference(_)
+            | Error::InvalidArchive(_)
+            | Error::InvalidConfig(_) => StatusCode::BAD_REQUEST,
             Error::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };

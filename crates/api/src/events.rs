@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use shoal_agent::ContainerEvent;
 use shoal_model::{Availability, Labels, NodeId, Task, TaskState};
 use shoal_store::State;
 use tokio::sync::broadcast;
@@ -87,6 +88,37 @@ pub(crate) async fn collect(cluster: ClusterSide, stop: CancellationToken) {
     tokio::select! {
         () = following => {}
         () = stop.cancelled() => {}
+    }
+}
+
+/// Tells what happens to this node's plain containers.
+pub(crate) async fn collect_plain(
+    mut happening: broadcast::Receiver<ContainerEvent>,
+    events: EventLog,
+    stop: CancellationToken,
+) {
+    use broadcast::error::RecvError;
+    loop {
+        match stop.run_until_cancelled(happening.recv()).await {
+            Some(Ok(event)) => events.publish(plain(event)),
+            Some(Err(RecvError::Lagged(missed))) => {
+                tracing::warn!(missed, "events of containers were not told");
+            }
+            Some(Err(RecvError::Closed)) | None => return,
+        }
+    }
+}
+
+fn plain(happened: ContainerEvent) -> Event {
+    let mut attributes = happened.attributes;
+    attributes.extend([("image".to_owned(), happened.image.clone()), ("name".to_owned(), happened.name)]);
+    let id = happened.container.to_string();
+    Event {
+        status: Some(happened.action.to_owned()),
+        id: Some(id.clone()),
+        from: Some(happened.image),
+        scope: "local",
+        ..swarm("container", happened.action, &id, attributes, happened.at)
     }
 }
 

@@ -7,8 +7,10 @@
 //! Beside Docker's paths there are a few of our own under `/shoal/`.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod body;
 mod convert;
+mod detach;
 mod engine;
 mod error;
 mod events;

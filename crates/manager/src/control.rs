@@ -1,6 +1,7 @@
 //! What users ask for: looked up, validated, given defaults, and put into a draft.
 
 mod find;
+mod guest;
 mod network;
 mod service;
 
@@ -14,6 +15,7 @@ use crate::plan::behind;
 use crate::{Code, ControlError, Error};
 
 pub(crate) use find::find;
+pub(crate) use guest::state_guests;
 pub(crate) use network::{create as create_network, remove as remove_network};
 pub(crate) use service::{
     create as create_service, remove as remove_service, rollback as rollback_service,

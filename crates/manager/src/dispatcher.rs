@@ -2,6 +2,7 @@
 //! manager's own node.
 
 pub(crate) mod frames;
+mod guests;
 pub(crate) mod hub;
 mod knowledge;
 mod listener;
@@ -37,6 +38,8 @@ pub(crate) use listener::{Peer, bind_tcp};
 const EVENTS_MAX: usize = 1024;
 /// Status reports that may wait for the store before sessions are held up.
 const STATUSES_MAX: usize = 1024;
+/// Statements on plain containers that may wait for the store before sessions are held up.
+const STATEMENTS_MAX: usize = 64;
 /// Reports are gathered so long before they are committed together.
 const STATUS_BATCH: Duration = Duration::from_millis(10);
 /// Reports that could not be committed are tried again after this time.
@@ -84,6 +87,7 @@ pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
     statuses: mpsc::Sender<Report>,
+    statements: mpsc::Sender<guests::Statement>,
     pub(crate) logs: Logs,
     /// Ways to the connected nodes for what is no part of their view.
     outlets: Mutex<HashMap<NodeId, (u64, mpsc::Sender<ManagerMessage>)>>,
@@ -107,10 +111,12 @@ impl Dispatcher {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let (statuses, reports) = mpsc::channel(STATUSES_MAX);
         let (surroundings_out, surroundings) = watch::channel(surroundings::of(&shared.state()));
+        let (statements, stated) = mpsc::channel(STATEMENTS_MAX);
         let dispatcher = Arc::new(Self {
             shared: shared.clone(),
             events,
             statuses,
+            statements,
             logs: Logs::default(),
             outlets: Mutex::default(),
             next_session: AtomicU64::new(1),
@@ -120,6 +126,7 @@ impl Dispatcher {
         let doors = listener::open(unix, tcp, tls, &shared.stop);
         tasks.spawn(run_hub(shared.clone(), inbox, observed));
         tasks.spawn(write_statuses(shared.clone(), reports));
+        tasks.spawn(guests::answer(dispatcher.clone(), stated));
         tasks.spawn(surroundings::follow(shared.clone(), surroundings_out));
         tasks.spawn(keep_certified(shared, key.clone(), config));
         tasks.spawn(serve::serve(dispatcher.clone(), doors, key, socket.to_owned()));
@@ -130,6 +137,12 @@ impl Dispatcher {
     pub(crate) fn outlet(&self, node: &NodeId) -> Option<mpsc::Sender<ManagerMessage>> {
         let outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
         outlets.get(node).map(|(_, outlet)| outlet.clone())
+    }
+
+    /// The way to a node through this very session.
+    fn outlet_of(&self, node: &NodeId, session: u64) -> Option<mpsc::Sender<ManagerMessage>> {
+        let outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
+        outlets.get(node).filter(|(current, _)| *current == session).map(|(_, outlet)| outlet.clone())
     }
 
     /// A session ended; nothing happens when a newer one took its place.

@@ -159,5 +159,6 @@ fn version(object: &Object) -> u64 {
         Object::Network(network) => network.meta.version,
         Object::Service(service) => service.meta.version,
         Object::Task(task) => task.meta.version,
+        Object::Guest(guest) => guest.meta.version,
     }
 }

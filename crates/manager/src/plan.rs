@@ -7,6 +7,7 @@ mod allocate;
 mod authority;
 mod constraint;
 mod failures;
+mod guests;
 mod nodes;
 mod orchestrate;
 mod release;
@@ -21,13 +22,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use shoal_model::{
-    Availability, IdGenerator, NetworkId, Node, NodeDescription, NodeId, Object, Service, Task, TaskId,
+    Availability, ContainerId, IdGenerator, NetworkId, Node, NodeDescription, NodeId, Object, Service, Task,
+    TaskId,
 };
 use shoal_store::State;
 
 pub use crate::draft::{Change, ClaimedTwice, Draft, commit_of};
 pub(crate) use allocate::{
-    Addresses, NoSubnet, network as allocate_network, overlap, overlap_of, service as allocate_service,
+    Addresses, NoSubnet, WantedPlace, network as allocate_network, overlap, overlap_of,
+    place as allocate_place, service as allocate_service,
 };
 pub(crate) use authority::behind;
 pub(crate) use constraint::Constraint;
@@ -50,6 +53,8 @@ pub struct Observed {
     /// Ended tasks, and the nodes that may still send to their addresses. A task that is not in here
     /// has not been judged yet.
     pub held_by: BTreeMap<TaskId, BTreeSet<NodeId>>,
+    /// The same of places that guests left.
+    pub guests_held_by: BTreeMap<(ContainerId, NetworkId), BTreeSet<NodeId>>,
     /// Resting addresses, and nodes that came back and are without them.
     pub let_go: BTreeSet<(NetworkId, IpAddr, NodeId)>,
     /// Serving tasks that every node concerned sends connections to.
@@ -72,6 +77,7 @@ impl Observed {
         self.sessions.len() != before.sessions.len()
             || !self.sessions.iter().all(same_session)
             || self.held_by != before.held_by
+            || self.guests_held_by != before.guests_held_by
             || self.let_go != before.let_go
             || self.in_service != before.in_service
     }
@@ -107,6 +113,7 @@ pub fn plan(state: &State, observed: &Observed, now: Now, ids: &mut IdGenerator)
     allocate::tasks(&mut planner, &mut addresses);
     schedule::plan(&mut planner);
     release::plan(&mut planner);
+    guests::plan(&mut planner);
     Plan { changes: planner.draft.into_changes(), next_deadline: planner.next_deadline }
 }
 

@@ -180,7 +180,26 @@ fn endpoints(state: &State, network: &NetworkId, avoided: &Avoided) -> BTreeMap<
         };
         Some((EndpointId::from(&task.id), entry))
     };
-    present.filter_map(entry).collect()
+    present.filter_map(entry).chain(guests(state, network)).collect()
+}
+
+/// A plain container is on the network while it is attached, but for the time its node is down.
+fn guests<'a>(
+    state: &'a State,
+    network: &'a NetworkId,
+) -> impl Iterator<Item = (EndpointId, EndpointEntry)> + 'a {
+    state.network_guests(network).filter_map(|guest| {
+        let attachment = guest.attachment(network)?;
+        state.node(&guest.node).filter(|node| !node.is_down())?;
+        let entry = EndpointEntry {
+            node: guest.node.clone(),
+            address: attachment.address,
+            address_v6: attachment.address_v6,
+            mac: attachment.mac,
+            names: guest.names(attachment),
+        };
+        Some((guest.endpoint(), entry))
+    })
 }
 
 /// The task's addresses are in use: it has a node, and has not ended.
@@ -305,7 +324,9 @@ impl Tables {
                 }
             }
         }
-        let in_use = |id: &NetworkId| state.network_tasks(id).any(|task| !task.released);
+        let in_use = |id: &NetworkId| {
+            state.network_tasks(id).any(|task| !task.released) || state.network_guests(id).next().is_some()
+        };
         self.published.retain(|id, _| state.network(id).is_some() || in_use(id));
     }
 
@@ -376,8 +397,11 @@ impl Kept {
             // A delta carries no configuration.
             self.current = Arc::new(Published::first(table));
         }
-        // Forgotten tasks ask no more.
-        let known = |id: &EndpointId| state.task(&TaskId::new(id.as_str())).is_some();
+        // Forgotten tasks and guests ask no more.
+        let known = |id: &EndpointId| {
+            state.task(&TaskId::new(id.as_str())).is_some()
+                || state.guest(&shoal_model::ContainerId::new(id.as_str())).is_some()
+        };
         self.offered.retain(|id, _| known(id));
         self.withdrawn.retain(|id, _| known(id));
         self.gone.retain(|id, _| known(id));

@@ -71,6 +71,9 @@ pub fn claims(object: &Object) -> Vec<Claim> {
         }
         Object::Task(task) if task.released => Vec::new(),
         Object::Task(task) => task.attachments.iter().flat_map(attachment_claims).collect(),
+        Object::Guest(guest) => {
+            guest.attachments.iter().chain(&guest.leaving).flat_map(attachment_claims).collect()
+        }
     };
     claims.sort();
     claims.dedup();

@@ -8,6 +8,7 @@
 mod address;
 mod authority;
 mod claim;
+mod guest;
 mod id;
 mod log;
 mod name;
@@ -19,6 +20,7 @@ mod task;
 pub use address::{MacAddr, ParseMacError};
 pub use authority::{Authority, CertificateInfo, RootCertificate, Sealed};
 pub use claim::{Claim, claims};
+pub use guest::{Guest, GuestAnswer, GuestRequest, PlaceAnswer, PlaceRequest, Refusal, RefusalReason};
 pub use id::{ClusterId, ContainerId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId};
 pub use log::{LogEntry, LogSelector, LogSource};
 pub use name::invent_name;

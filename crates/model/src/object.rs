@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AddressPool, Authority, CertificateInfo, ClusterId, ClusterSpec, Labels, MacAddr, NetworkId, NetworkSpec,
-    NodeId, NodeSpec, PortConfig, ServiceId, ServiceSpec, TableVersion, TaskId, TaskSpec, TaskState,
-    TaskStatus,
+    AddressPool, Authority, CertificateInfo, ClusterId, ClusterSpec, ContainerId, Guest, Labels, MacAddr,
+    NetworkId, NetworkSpec, NodeId, NodeSpec, PortConfig, ServiceId, ServiceSpec, TableVersion, TaskId,
+    TaskSpec, TaskState, TaskStatus,
 };
 
 /// What every stored object carries.
@@ -299,6 +299,7 @@ pub enum Object {
     Network(Network),
     Service(Service),
     Task(Task),
+    Guest(Guest),
 }
 
 /// Names one stored object.
@@ -309,6 +310,7 @@ pub enum ObjectKey {
     Network(NetworkId),
     Service(ServiceId),
     Task(TaskId),
+    Guest(ContainerId),
 }
 
 impl Object {
@@ -319,6 +321,7 @@ impl Object {
             Self::Network(network) => ObjectKey::Network(network.id.clone()),
             Self::Service(service) => ObjectKey::Service(service.id.clone()),
             Self::Task(task) => ObjectKey::Task(task.id.clone()),
+            Self::Guest(guest) => ObjectKey::Guest(guest.id.clone()),
         }
     }
 
@@ -329,6 +332,7 @@ impl Object {
             Self::Network(network) => &mut network.meta,
             Self::Service(service) => &mut service.meta,
             Self::Task(task) => &mut task.meta,
+            Self::Guest(guest) => &mut guest.meta,
         }
     }
 }
@@ -342,6 +346,7 @@ impl ObjectKey {
             Self::Network(id) => format!("object/network/{id}"),
             Self::Service(id) => format!("object/service/{id}"),
             Self::Task(id) => format!("object/task/{id}"),
+            Self::Guest(id) => format!("object/guest/{id}"),
         }
     }
 
@@ -354,6 +359,7 @@ impl ObjectKey {
             Some(("network", id)) => Self::Network(id.into()),
             Some(("service", id)) => Self::Service(id.into()),
             Some(("task", id)) => Self::Task(id.into()),
+            Some(("guest", id)) => Self::Guest(id.into()),
             _ => return None,
         })
     }

@@ -6,10 +6,16 @@
 //! of the container's life: if it died, the container's next write would fail. So it does this one
 //! thing, needs no runtime and no daemon, and ends only at the end of both streams. When the disk is
 //! full, lines are dropped and counted.
+//!
+//! A container with an input but no terminal cannot have such a logger: containerd gives it FIFOs, and
+//! the daemon starts the same program to read them. Attached clients are served either way.
+
+mod clients;
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -18,20 +24,24 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 use shoal_model::{Labels, LogSource};
 
-use crate::container::{LOCK, LOG, LOG_OPTIONS};
+use crate::container::{LOCK, LOG, LOG_OPTIONS, OUTPUT};
 use crate::log::Encoder;
+use clients::Clients;
+pub(crate) use clients::{HEADER, parse};
 
 const STDOUT: i32 = 3;
 const STDERR: i32 = 4;
 const READY: i32 = 5;
+/// With FIFOs, the end of the standard output says that all is ready.
+const READY_WITH_FIFOS: i32 = 1;
 /// Docker's pipe size: one read empties a pipe.
 const BUFFER: usize = 64 << 10;
 const DEFAULT_SIZE: u64 = 10_000_000;
 const DEFAULT_FILES: u32 = 3;
 
-/// Entry of `shoal log-shim DIR`: logs to the container directory `dir` until the container's output
-/// ends.
-pub fn run(dir: &Path) -> ! {
+/// Entry of `shoal log-shim DIR [FIFOS]`: logs to the container directory `dir` until the container's
+/// output ends. It comes from inherited descriptors, or from the FIFOs in the directory `fifos`.
+pub fn run(dir: &Path, fifos: Option<&Path>) -> ! {
     // containerd asks it to end when the task is deleted, while there may still be output to write:
     // blocked signals stay pending for ever. (SIGPIPE is ignored by Rust's runtime already.)
     SigSet::all().thread_block().ok();
@@ -39,8 +49,16 @@ pub fn run(dir: &Path) -> ! {
     // What cannot be locked is logged all the same; readers that follow then end with the directory.
     let _lock = lock(dir);
     let mut log = Log::open(dir);
-    nix::unistd::close(READY).ok();
-    copy(&mut log);
+    let mut clients = Clients::listen(dir);
+    let streams = [(STDOUT, "stdout", LogSource::Stdout), (STDERR, "stderr", LogSource::Stderr)];
+    let sources = streams.into_iter().filter_map(|(descriptor, name, source)| match fifos {
+        Some(fifos) => Source::fifo(&fifos.join(name), source),
+        None => Source::inherited(descriptor, source),
+    });
+    let sources = sources.collect();
+    nix::unistd::close(if fifos.is_some() { READY_WITH_FIFOS } else { READY }).ok();
+    copy(&mut log, &mut clients, sources);
+    std::fs::remove_file(dir.join(OUTPUT)).ok();
     std::process::exit(0)
 }
 
@@ -69,32 +87,39 @@ pub(crate) fn whole_file(kind: i32) -> nix::libc::flock {
 /// One of the container's outputs.
 struct Source {
     pipe: File,
+    source: LogSource,
     encoder: Encoder,
 }
 
 impl Source {
     /// Opens an inherited descriptor anew, which needs no trust in its being one.
-    fn open(descriptor: i32, source: LogSource) -> Option<Self> {
+    fn inherited(descriptor: i32, source: LogSource) -> Option<Self> {
         let pipe = File::open(format!("/proc/self/fd/{descriptor}")).ok()?;
         nix::unistd::close(descriptor).ok();
-        Some(Self { pipe, encoder: Encoder::new(source) })
+        Some(Self { pipe, source, encoder: Encoder::new(source) })
+    }
+
+    /// Without waiting for the writer: until there is one, there is nothing to read and no end.
+    fn fifo(path: &Path, source: LogSource) -> Option<Self> {
+        let pipe = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).ok()?;
+        Some(Self { pipe, source, encoder: Encoder::new(source) })
     }
 }
 
-fn copy(log: &mut Log) {
-    let streams = [(STDOUT, LogSource::Stdout), (STDERR, LogSource::Stderr)];
-    let mut sources: Vec<Source> =
-        streams.into_iter().filter_map(|(fd, source)| Source::open(fd, source)).collect();
+fn copy(log: &mut Log, clients: &mut Clients, mut sources: Vec<Source>) {
     let mut buffer = vec![0; BUFFER];
     while !sources.is_empty() {
-        let mut waiting: Vec<PollFd<'_>> =
-            sources.iter().map(|source| PollFd::new(source.pipe.as_fd(), PollFlags::POLLIN)).collect();
+        let socket = clients.socket();
+        let descriptors = sources.iter().map(|source| source.pipe.as_fd()).chain(socket);
+        let mut waiting: Vec<PollFd<'_>> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         if poll(&mut waiting, PollTimeout::NONE).is_err() {
             continue;
         }
         let ready: Vec<bool> = waiting.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        clients.accept();
         let mut ready = ready.into_iter();
-        sources.retain_mut(|source| !ready.next().unwrap_or(false) || log.drain(source, &mut buffer));
+        sources
+            .retain_mut(|source| !ready.next().unwrap_or(false) || log.drain(source, &mut buffer, clients));
     }
 }
 
@@ -124,8 +149,8 @@ impl Log {
         self.size = self.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |data| data.len());
     }
 
-    /// Writes what one source has ready; `false` at its end.
-    fn drain(&mut self, source: &mut Source, buffer: &mut [u8]) -> bool {
+    /// Writes what one source has ready, then hands it to the clients; `false` at its end.
+    fn drain(&mut self, source: &mut Source, buffer: &mut [u8], clients: &mut Clients) -> bool {
         let now = Timestamp::now();
         match source.pipe.read(buffer) {
             Ok(0) => {
@@ -145,6 +170,7 @@ impl Log {
                     lines += 1;
                 });
                 self.write_lines(&batch, lines);
+                clients.send(source.source, &buffer[..count]);
                 true
             }
             Err(error) => matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock),

@@ -14,8 +14,8 @@ use crate::client::{Client, ask};
 use crate::container::Containers;
 use crate::image::{self, Images};
 use crate::{
-    Container, ContainerConfig, ContainerState, Error, Exec, ExecConfig, Exit, Image, ImageDeletion,
-    ImportOptions, ProbeResult, Result, log,
+    Container, ContainerConfig, ContainerInput, ContainerOutput, ContainerState, Error, Exec, ExecConfig,
+    Exit, Image, ImageDeletion, ImportOptions, ProbeResult, Result, log,
 };
 
 /// Where containerd is and where this node's files live.
@@ -129,6 +129,44 @@ impl Runtime {
     pub async fn create(&self, config: &ContainerConfig) -> Result<()> {
         let image = self.inner.images.find(&config.image).await?;
         self.inner.containers.create(config, &image).await
+    }
+
+    /// Makes a created container's process ready, so that clients can attach before it starts.
+    /// Starting does it by itself if need be.
+    pub async fn make_ready(&self, id: &ContainerId) -> Result<()> {
+        self.inner.containers.make_ready(id).await
+    }
+
+    /// Takes back [`make_ready`](Self::make_ready) of a container that is not to start after all.
+    pub async fn unready(&self, id: &ContainerId) -> Result<()> {
+        self.inner.containers.unready(id).await
+    }
+
+    /// Makes an ended container one that can be started again, with new contents of its hosts and
+    /// resolv.conf files. Its file system and its log stay.
+    pub async fn renew(&self, id: &ContainerId, hosts: String, resolv_conf: String) -> Result<()> {
+        self.inner.containers.renew(id, hosts, resolv_conf).await
+    }
+
+    /// What the container prints from now on; `None` when its output has ended, or has not begun.
+    pub async fn output(&self, id: &ContainerId) -> Result<Option<ContainerOutput>> {
+        self.inner.containers.output(id).await
+    }
+
+    /// Where to write the input of a container that was made ready with one.
+    pub fn input(&self, id: &ContainerId) -> Result<ContainerInput> {
+        self.inner.containers.input(id)
+    }
+
+    /// Tells the size of a running container's terminal, in characters.
+    pub async fn resize(&self, id: &ContainerId, width: u32, height: u32) -> Result<()> {
+        self.inner.containers.resize(id, width, height).await
+    }
+
+    /// To be called for a running container that a former process started: its logger may be gone.
+    pub async fn keep_logged(&self, container: &Container) -> Result<()> {
+        let config = &container.config;
+        self.inner.containers.keep_logged(&config.id, &config.spec).await
     }
 
     /// Starts a created container; returns its first process's id on the node. Fails with

@@ -31,9 +31,9 @@ enum Verb {
     /// Serve names to this node's containers (started by the daemon)
     #[command(hide = true)]
     Resolver(resolver::ResolverArgs),
-    /// Write a container's output to its log (started by containerd)
+    /// Write a container's output to its log (started by containerd, or by the daemon with FIFOs)
     #[command(hide = true)]
-    LogShim { container_dir: std::path::PathBuf },
+    LogShim { container_dir: std::path::PathBuf, fifos: Option<std::path::PathBuf> },
     /// Check whether this machine can run a node
     Doctor(options::DoctorArgs),
     /// Remove everything of a stopped node from this machine
@@ -46,9 +46,9 @@ fn main() -> ExitCode {
     // Before anything else: a log shim lives as long as its container and stays as small as it can.
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().as_deref() == Some(OsStr::new("log-shim"))
-        && let (Some(dir), None) = (arguments.next(), arguments.next())
+        && let (Some(dir), fifos, None) = (arguments.next(), arguments.next(), arguments.next())
     {
-        shoal_runtime::log_shim::run(Path::new(&dir));
+        shoal_runtime::log_shim::run(Path::new(&dir), fifos.as_ref().map(Path::new));
     }
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
@@ -81,7 +81,9 @@ fn run(cli: Cli, host: Option<String>) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         // Recognised above; only a wrong number of arguments comes here.
-        Verb::LogShim { container_dir } => shoal_runtime::log_shim::run(&container_dir),
+        Verb::LogShim { container_dir, fifos } => {
+            shoal_runtime::log_shim::run(&container_dir, fifos.as_deref())
+        }
         Verb::Doctor(arguments) => doctor(&arguments),
         Verb::Reset(arguments) => {
             let config = arguments.node.resolve(None)?.agent;

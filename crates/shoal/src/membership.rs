@@ -1,7 +1,7 @@
 //! A node's way into a cluster and out of it: the wiring of agent and manager.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use shoal_agent::{
 };
 use shoal_api::{InitRequest, JoinRequest, LocalState, Swarm};
 use shoal_manager::{Code, ControlError, InitOptions, Manager, ManagerConfig};
-use shoal_model::NodeId;
+use shoal_model::{Network, NodeId};
 
 use crate::addresses;
 
@@ -147,6 +147,10 @@ impl Swarm for Membership {
 
     fn networks_here(&self) -> Vec<NodeNetwork> {
         self.agent.networks()
+    }
+
+    fn attachable_networks(&self) -> Arc<Vec<Network>> {
+        self.agent.attachable_networks()
     }
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError> {

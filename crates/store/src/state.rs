@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync as Map;
 use shoal_model::{
-    Cluster, Network, NetworkId, Node, NodeId, Object, ObjectKey, Service, ServiceId, Task, TaskId,
+    Attachment, Cluster, ContainerId, Guest, Network, NetworkId, Node, NodeId, Object, ObjectKey, Service,
+    ServiceId, Task, TaskId,
 };
 
 use crate::{Event, Record};
@@ -20,9 +21,12 @@ pub struct State {
     networks: Map<NetworkId, Arc<Network>>,
     services: Map<ServiceId, Arc<Service>>,
     tasks: Map<TaskId, Arc<Task>>,
+    guests: Map<ContainerId, Arc<Guest>>,
     by_service: Map<ServiceId, Map<TaskId, Arc<Task>>>,
     by_node: Map<NodeId, Map<TaskId, Arc<Task>>>,
     by_network: Map<NetworkId, Map<TaskId, Arc<Task>>>,
+    guests_by_node: Map<NodeId, Map<ContainerId, Arc<Guest>>>,
+    guests_by_network: Map<NetworkId, Map<ContainerId, Arc<Guest>>>,
     services_by_network: Map<NetworkId, Map<ServiceId, Arc<Service>>>,
     /// Lower-case names of services that are not being removed.
     service_names: Map<String, ServiceId>,
@@ -138,6 +142,16 @@ impl State {
                 }
                 self.tasks.insert_mut(task.id.clone(), task);
             }
+            Object::Guest(guest) => {
+                let guest = Arc::new(guest);
+                insert(&mut self.guests_by_node, &guest.node, guest.id.clone(), guest.clone());
+                for attachment in places(&guest) {
+                    self.touch(&attachment.network, revision);
+                    let id = guest.id.clone();
+                    insert(&mut self.guests_by_network, &attachment.network, id, guest.clone());
+                }
+                self.guests.insert_mut(guest.id.clone(), guest);
+            }
         }
     }
 
@@ -156,6 +170,9 @@ impl State {
             }
             ObjectKey::Task(id) => {
                 self.tasks.remove_mut(id);
+            }
+            ObjectKey::Guest(id) => {
+                self.guests.remove_mut(id);
             }
         }
     }
@@ -195,6 +212,14 @@ impl State {
                     delete(&mut self.by_network, &attachment.network, id);
                 }
             }
+            ObjectKey::Guest(id) => {
+                let Some(old) = self.guests.get(id).cloned() else { return };
+                delete(&mut self.guests_by_node, &old.node, id);
+                for attachment in places(&old) {
+                    self.touch(&attachment.network, revision);
+                    delete(&mut self.guests_by_network, &attachment.network, id);
+                }
+            }
         }
     }
 
@@ -225,10 +250,14 @@ impl State {
         }
     }
 
-    /// The networks a node is on: those of its tasks, and the one it has an address of its own on.
+    /// The networks a node is on: those of its tasks and guests, and the one it has an address of its own on.
     fn touch_node(&mut self, node: &Node, revision: u64) {
         let tasks = self.by_node.get(&node.id).into_iter().flat_map(Map::values);
-        let attachments = tasks.flat_map(|task| &task.attachments).chain(&node.ingress);
+        let guests = self.guests_by_node.get(&node.id).into_iter().flat_map(Map::values);
+        let attachments = tasks
+            .flat_map(|task| &task.attachments)
+            .chain(guests.flat_map(|guest| &guest.attachments))
+            .chain(&node.ingress);
         let networks: BTreeSet<NetworkId> =
             attachments.map(|attachment| attachment.network.clone()).collect();
         for network in networks {
@@ -319,6 +348,23 @@ impl State {
         self.by_network.get(network).into_iter().flat_map(Map::values)
     }
 
+    pub fn guest(&self, id: &ContainerId) -> Option<&Arc<Guest>> {
+        self.guests.get(id)
+    }
+
+    pub fn guests(&self) -> impl Iterator<Item = &Arc<Guest>> {
+        self.guests.values()
+    }
+
+    pub fn node_guests(&self, node: &NodeId) -> impl Iterator<Item = &Arc<Guest>> {
+        self.guests_by_node.get(node).into_iter().flat_map(Map::values)
+    }
+
+    /// The guests on a network, those that are leaving it included.
+    pub fn network_guests(&self, network: &NetworkId) -> impl Iterator<Item = &Arc<Guest>> {
+        self.guests_by_network.get(network).into_iter().flat_map(Map::values)
+    }
+
     /// The services whose tasks join a network or that have an address on it, those that are being
     /// removed included.
     pub fn network_services(&self, network: &NetworkId) -> impl Iterator<Item = &Arc<Service>> {
@@ -333,8 +379,14 @@ impl State {
             ObjectKey::Network(id) => Object::Network(Network::clone(self.networks.get(id)?)),
             ObjectKey::Service(id) => Object::Service(Service::clone(self.services.get(id)?)),
             ObjectKey::Task(id) => Object::Task(Task::clone(self.tasks.get(id)?)),
+            ObjectKey::Guest(id) => Object::Guest(Guest::clone(self.guests.get(id)?)),
         })
     }
+}
+
+/// Where a guest is, and where it was not long ago.
+fn places(guest: &Guest) -> impl Iterator<Item = &Attachment> {
+    guest.attachments.iter().chain(&guest.leaving)
 }
 
 /// Where a service has a name or an address.

@@ -22,6 +22,7 @@ const BOUND: Duration = Duration::from_secs(20);
 /// A node that only notes what it is told.
 struct FakeNode {
     tables: Tables,
+    guests: Guests,
     obeyed: Mutex<Vec<Assigned>>,
     unreported: Mutex<Vec<(TaskId, TaskStatus)>>,
     news: Notify,
@@ -32,6 +33,7 @@ impl FakeNode {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             tables: Tables::new(Vec::new()),
+            guests: Guests::default(),
             obeyed: Mutex::default(),
             unreported: Mutex::default(),
             news: Notify::new(),
@@ -60,6 +62,10 @@ impl Host for FakeNode {
 
     fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    fn guests(&self) -> &Guests {
+        &self.guests
     }
 
     fn obey(self: &Arc<Self>, assigned: Assigned) {
@@ -107,6 +113,7 @@ impl Accepted {
             let frame = tokio::time::timeout(BOUND, self.up.message()).await.expect("a frame in time");
             match frame.unwrap().expect("the session is open").message.unwrap() {
                 Up::Heartbeat(_) => {}
+                Up::Guests(statement) if statement.wanted.is_empty() => {}
                 message => return message,
             }
         }
@@ -298,4 +305,27 @@ async fn log_lines_come_as_far_as_there_is_room_and_hold_nothing_else_up() {
     assert_eq!(lines(&data), [b"three\n"]);
     let Up::LogData(data) = session.next().await else { panic!("an end") };
     assert!(data.end && data.entries.is_empty());
+}
+
+#[tokio::test]
+async fn what_guests_want_is_stated_in_every_session() {
+    let mut stage = Stage::set();
+    let request = shoal_model::GuestRequest { id: "c1".into(), name: "box".into(), places: Vec::new() };
+    stage.node.guests.restate(request.clone());
+    for _ in 0..2 {
+        let mut session = stage.accept().await;
+        session.welcome().await;
+        let statement = loop {
+            if let Up::Guests(statement) = session.next().await {
+                break statement;
+            }
+        };
+        assert_eq!(decode::<shoal_model::GuestRequest>(&statement.wanted[0]).unwrap(), request);
+        let answers = vec![encode(&GuestAnswer { id: "c1".into(), places: Vec::new() })];
+        let generation = statement.generation;
+        session.send(Down::GuestAnswers(shoal_protocol::session::GuestAnswers { generation, answers })).await;
+        let node = stage.node.clone();
+        until("the answer arrives", || node.guests.answers().borrow().generation == generation).await;
+        node.guests.take_answers(0, Vec::new());
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use shoal_agent::{ContainerView, Health, HealthStatus};
+use shoal_agent::{ContainerView, Health, HealthStatus, NetworkMode, PlainView, Restart};
 use shoal_model::{Attachment, MountKind, NetworkId};
 use shoal_runtime::{Container, ContainerState};
 
@@ -38,13 +38,18 @@ const SHM_SIZE: u64 = 64 * 1024 * 1024;
 /// Name, and mode, of the node's own network stack.
 const HOST: &str = "host";
 
-/// `running`, `exited`, `created`.
-pub(crate) fn state_word(container: &Container) -> &'static str {
-    match container.state {
+/// `running`, `exited`, `created`, `restarting`.
+pub(crate) fn state_word(view: &ContainerView) -> &'static str {
+    match view.container.state {
+        _ if is_restarting(view) => "restarting",
         ContainerState::Created => "created",
         ContainerState::Running { .. } => "running",
         ContainerState::Exited { .. } => "exited",
     }
+}
+
+fn is_restarting(view: &ContainerView) -> bool {
+    view.plain.as_ref().is_some_and(|plain| plain.restarting)
 }
 
 pub(crate) fn health_word(view: &ContainerView) -> &'static str {
@@ -67,16 +72,16 @@ pub(crate) fn summary(view: &ContainerView, now: Timestamp, engine: &str) -> wir
     let container = &view.container;
     wire::Summary {
         id: container.config.id.to_string(),
-        names: vec![format!("/{}", container.config.name)],
+        names: vec![format!("/{}", view.name())],
         image: container.config.image.clone(),
         image_id: container.image_id.clone(),
         command: container.argv.join(" "),
         created: container.created.as_second(),
         ports: Vec::new(),
         labels: container.config.labels.clone(),
-        state: state_word(container),
+        state: state_word(view),
         status: status(view, now),
-        host_config: wire::SummaryHostConfig { network_mode: network_mode(container) },
+        host_config: wire::SummaryHostConfig { network_mode: network_mode(view) },
         network_settings: wire::SummaryNetworks { networks: endpoints(view, false, engine) },
         mounts: mounts(container),
     }
@@ -95,7 +100,8 @@ fn status(view: &ContainerView, now: Timestamp) -> String {
             format!("Up {}{health}", human(seconds(started, now)))
         }
         ContainerState::Exited { exit, .. } => {
-            format!("Exited ({}) {} ago", exit.code, human(seconds(exit.at, now)))
+            let word = if is_restarting(view) { "Restarting" } else { "Exited" };
+            format!("{word} ({}) {} ago", exit.code, human(seconds(exit.at, now)))
         }
     }
 }
@@ -122,8 +128,22 @@ fn human(seconds: u64) -> String {
     }
 }
 
-fn network_mode(container: &Container) -> &'static str {
-    if container.config.netns.is_some() { "default" } else { HOST }
+fn network_mode(view: &ContainerView) -> String {
+    match &view.plain {
+        Some(plain) => mode(plain).to_owned(),
+        None if view.container.config.netns.is_some() => "default".to_owned(),
+        None => HOST.to_owned(),
+    }
+}
+
+/// The network of a plain container, by which it was asked for.
+fn mode(plain: &PlainView) -> &str {
+    match plain.spec.network {
+        NetworkMode::Bridge => "bridge",
+        NetworkMode::None => "none",
+        NetworkMode::Host => HOST,
+        NetworkMode::Cluster => plain.spec.places.first().map_or("", |place| &place.network),
+    }
 }
 
 fn endpoints(view: &ContainerView, with_aliases: bool, engine: &str) -> BTreeMap<String, wire::Endpoint> {
@@ -132,10 +152,31 @@ fn endpoints(view: &ContainerView, with_aliases: bool, engine: &str) -> BTreeMap
     }
     let owner = view.task.as_ref().map_or(view.container.config.id.as_str(), |task| task.as_str());
     let aliases = with_aliases.then(|| vec![view.container.config.id.short().to_owned()]);
-    view.networks
+    let mut endpoints: BTreeMap<String, wire::Endpoint> = view
+        .networks
         .iter()
         .map(|network| (network.name.clone(), endpoint(owner, &network.attachment, aliases.clone())))
-        .collect()
+        .collect();
+    if let Some(plain) = view.plain.as_ref().filter(|_| endpoints.is_empty()) {
+        endpoints.extend(without_address(plain));
+    }
+    endpoints
+}
+
+/// Where a plain container is that does not run, or has no address that would mean anything to others.
+fn without_address(plain: &PlainView) -> Vec<(String, wire::Endpoint)> {
+    match plain.spec.network {
+        NetworkMode::Cluster => {
+            let places = plain.spec.places.iter();
+            places
+                .map(|place| {
+                    let aliases = Some(place.aliases.clone()).filter(|aliases| !aliases.is_empty());
+                    (place.network.clone(), wire::Endpoint { aliases, ..wire::Endpoint::default() })
+                })
+                .collect()
+        }
+        _ => vec![(mode(plain).to_owned(), wire::Endpoint::default())],
+    }
 }
 
 /// A place on the node's own network stack, which has no address of its own.
@@ -224,15 +265,15 @@ pub(crate) fn container(view: &ContainerView, execs: Vec<String>, engine: &str) 
         hostname_path: file("hostname"),
         hosts_path: file("hosts"),
         log_path: file("json.log"),
-        name: format!("/{}", container.config.name),
-        restart_count: 0,
+        name: format!("/{}", view.name()),
+        restart_count: view.plain.as_ref().map_or(0, |plain| plain.restarts),
         driver: STORAGE_DRIVER,
         platform: "linux",
         mount_label: "",
         process_label: "",
         app_armor_profile: "",
         exec_ids: some(execs),
-        host_config: host_config(container),
+        host_config: host_config(view),
         graph_driver: GraphDriver { data: None, name: STORAGE_DRIVER },
         mounts: mounts(container),
         config: config(view),
@@ -248,15 +289,15 @@ fn state(view: &ContainerView) -> wire::State {
     };
     let show = |at: Option<Timestamp>| at.map_or_else(|| ZERO_TIME.to_owned(), time);
     wire::State {
-        status: state_word(&view.container),
+        status: state_word(view),
         running: matches!(view.container.state, ContainerState::Running { .. }),
         paused: false,
-        restarting: false,
+        restarting: is_restarting(view),
         oom_killed: oom,
         dead: false,
         pid,
         exit_code: code,
-        error: String::new(),
+        error: view.plain.as_ref().map(|plain| plain.error.clone()).unwrap_or_default(),
         started_at: show(started),
         finished_at: show(finished),
         health: view.health.as_ref().map(health),
@@ -289,6 +330,7 @@ fn config(view: &ContainerView) -> Config {
         user: spec.user.clone(),
         tty: spec.tty,
         open_stdin: spec.open_stdin,
+        stdin_once: view.plain.as_ref().is_some_and(|plain| plain.spec.stdin_once),
         env: some(container.env.clone()),
         cmd: some(if spec.command.is_empty() { container.argv.clone() } else { spec.args.clone() }),
         healthcheck: view.healthcheck.as_ref().map(healthcheck),
@@ -301,12 +343,14 @@ fn config(view: &ContainerView) -> Config {
     }
 }
 
-fn host_config(container: &Container) -> wire::HostConfig {
-    let config = &container.config;
+fn host_config(view: &ContainerView) -> wire::HostConfig {
+    let config = &view.container.config;
     let spec = &config.spec;
     wire::HostConfig {
         log_config: wire::LogConfig { r#type: "json-file", config: config.log_options.clone() },
-        network_mode: network_mode(container),
+        network_mode: network_mode(view),
+        restart_policy: restart_policy(view),
+        auto_remove: view.plain.as_ref().is_some_and(|plain| plain.spec.auto_remove),
         cap_add: some(spec.capability_add.clone()),
         cap_drop: some(spec.capability_drop.clone()),
         dns: some(spec.dns.nameservers.iter().map(ToString::to_string).collect()),
@@ -326,6 +370,18 @@ fn host_config(container: &Container) -> wire::HostConfig {
     }
 }
 
+/// A task has none: it is its service's.
+fn restart_policy(view: &ContainerView) -> wire::RestartPolicy {
+    let (name, maximum_retry_count) = match view.plain.as_ref().map(|plain| plain.spec.restart) {
+        None => ("", 0),
+        Some(Restart::No) => ("no", 0),
+        Some(Restart::Always) => ("always", 0),
+        Some(Restart::UnlessStopped) => ("unless-stopped", 0),
+        Some(Restart::OnFailure { attempts }) => ("on-failure", attempts),
+    };
+    wire::RestartPolicy { name, maximum_retry_count }
+}
+
 impl Default for wire::HostConfig {
     /// A task's container that asked for nothing.
     fn default() -> Self {
@@ -333,7 +389,7 @@ impl Default for wire::HostConfig {
             binds: None,
             container_id_file: "",
             log_config: wire::LogConfig { r#type: "json-file", config: Map::new() },
-            network_mode: "default",
+            network_mode: "default".to_owned(),
             port_bindings: Map::new(),
             restart_policy: wire::RestartPolicy { name: "", maximum_retry_count: 0 },
             auto_remove: false,

@@ -1,6 +1,7 @@
 //! Between Docker's JSON and the model. Pure functions.
 
 pub(crate) mod container;
+pub(crate) mod create;
 pub(crate) mod identity;
 pub(crate) mod image;
 pub(crate) mod network;

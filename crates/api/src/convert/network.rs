@@ -149,8 +149,7 @@ pub(crate) fn on_node(network: &NodeNetwork) -> wire::Network {
     let NetworkTable { config, nodes, .. } = &*network.table;
     let mut options = config.shown.options.clone();
     options.insert(VXLAN_IDS.to_owned(), config.vni.to_string());
-    let endpoint =
-        |at: &NodeEndpoint| (at.container.to_string(), placed(&at.name, at.task.as_str(), &at.attachment));
+    let own = |at: &NodeEndpoint| (at.container.to_string(), endpoint(&at.name, &at.owner, &at.attachment));
     let peer = |(id, node): (&model::NodeId, &model::NodeEntry)| wire::Peer {
         name: id.short().to_owned(),
         address: node.data_path_address.to_string(),
@@ -172,7 +171,7 @@ pub(crate) fn on_node(network: &NodeNetwork) -> wire::Network {
         ingress: config.ingress,
         config_from: wire::ConfigFrom::default(),
         config_only: false,
-        containers: Some(network.endpoints.iter().map(endpoint).collect()),
+        containers: Some(network.endpoints.iter().map(own).collect()),
         options: Some(options),
         labels: Some(config.shown.labels.clone()),
         peers: nodes.iter().map(peer).collect(),
@@ -214,12 +213,9 @@ pub(crate) fn swarm_options(network: &model::Network) -> Option<Labels> {
     Some(options)
 }
 
-/// A task's place on a network, as the network's `Containers` shows it.
-pub(crate) fn endpoint(task: &model::Task, at: &model::Attachment) -> wire::Endpoint {
-    placed(&task.name(), task.id.as_str(), at)
-}
-
-fn placed(name: &str, owner: &str, at: &model::Attachment) -> wire::Endpoint {
+/// The place of a container, by its name, on a network, as the network's `Containers` shows it. `owner`
+/// is the task or the plain container.
+pub(crate) fn endpoint(name: &str, owner: &str, at: &model::Attachment) -> wire::Endpoint {
     wire::Endpoint {
         name: name.to_owned(),
         endpoint: endpoint_id(owner, &at.network),

@@ -122,11 +122,11 @@ fn container(spec: wire::ContainerSpec) -> Result<model::ContainerSpec> {
     })
 }
 
-fn ulimit(limit: wire::Ulimit) -> model::Ulimit {
+pub(super) fn ulimit(limit: wire::Ulimit) -> model::Ulimit {
     model::Ulimit { name: limit.name, soft: limit.soft, hard: limit.hard }
 }
 
-fn mount(mount: wire::Mount) -> Result<model::Mount> {
+pub(super) fn mount(mount: wire::Mount) -> Result<model::Mount> {
     mount.cluster_options.refuse("cluster volumes are")?;
     mount.image_options.refuse("image mounts are")?;
     let target = mount.target.filter(|target| !target.is_empty());
@@ -186,7 +186,7 @@ fn dns(config: wire::DnsConfig) -> Result<model::DnsConfig> {
     })
 }
 
-fn healthcheck(check: wire::Healthcheck) -> Result<model::Healthcheck> {
+pub(super) fn healthcheck(check: wire::Healthcheck) -> Result<model::Healthcheck> {
     let read = |nanos: Option<i64>, what: &str| duration(nanos.unwrap_or_default(), what);
     Ok(model::Healthcheck {
         test: check.test.unwrap_or_default(),

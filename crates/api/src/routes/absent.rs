@@ -40,7 +40,6 @@ where
         .route("/grpc", any(no_build))
         .route("/auth", post(async || refuse("registries are")))
         .route("/commit", post(async || refuse("making images from containers is")))
-        .route("/containers/create", post(no_plain_containers))
 }
 
 /// The context is taken in first: a client that is still sending it would not read the answer.
@@ -55,10 +54,6 @@ async fn no_build(request: Request) -> ApiError {
 
 fn refuse(what: &str) -> Result<Response> {
     Err(ApiError::unsupported(what))
-}
-
-async fn no_plain_containers() -> ApiError {
-    ApiError::unsupported_but("containers outside services are", "run the image with docker service create")
 }
 
 /// Secrets and configs belong to a cluster: without one, Docker's refusal.

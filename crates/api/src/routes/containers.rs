@@ -1,4 +1,4 @@
-//! `/containers`: the containers of this node's tasks.
+//! `/containers`: those of this node, of tasks and of no service alike.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use axum::routing::{MethodFilter, MethodRouter, get, on, post};
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
-use shoal_agent::ContainerView;
+use shoal_agent::{ContainerView, WaitFor};
 use shoal_model::Labels;
 use shoal_runtime::ContainerState;
 
@@ -41,23 +41,13 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/containers/{id}/wait", post(wait))
         .route("/containers/{id}/kill", post(kill))
         .route("/containers/{id}/stop", post(stop))
-        .route("/containers/{id}/start", post(start))
-        .route("/containers/{id}/attach", absent(MethodFilter::POST, "attaching to containers is"))
-        .route("/containers/{id}/restart", absent(MethodFilter::POST, "restarting containers is"))
         .route("/containers/{id}/pause", absent(MethodFilter::POST, "pausing containers is"))
         .route("/containers/{id}/unpause", absent(MethodFilter::POST, "pausing containers is"))
-        .route("/containers/{id}/rename", absent(MethodFilter::POST, "renaming containers is"))
         .route("/containers/{id}/update", absent(MethodFilter::POST, "changing running containers is"))
-        .route("/containers/{id}/resize", absent(MethodFilter::POST, "resizing a container's terminal is"))
         .route("/containers/{id}/stats", absent(MethodFilter::GET, "statistics of containers are"))
         .route("/containers/{id}/changes", absent(MethodFilter::GET, "differences to the image are"))
         .route("/containers/{id}/export", absent(MethodFilter::GET, "exporting containers is"))
         .route("/containers/{id}/archive", absent(COPY, "copying from and to containers is"))
-        .route("/containers/{id}", absent(MethodFilter::DELETE, "removing containers of services is"))
-        .route(
-            "/containers/prune",
-            post(async || ApiError::unsupported("removing containers of services is")),
-        )
 }
 
 /// The methods of `docker cp`; a HEAD comes with the GET.
@@ -133,9 +123,9 @@ impl Selection {
         let networks =
             networks.flat_map(|network| [network.name.as_str(), network.attachment.network.as_str()]);
         filters.prefix("id", container.config.id.as_str())
-            && self.wants_name(&container.config.name)
+            && self.wants_name(view.name())
             && filters.labels("label", &container.config.labels)
-            && filters.exact("status", convert::state_word(container))
+            && filters.exact("status", convert::state_word(view))
             && filters.exact("health", convert::health_word(view))
             && filters.any_of("network", networks)
             && self.wants_exit_code(view)
@@ -235,14 +225,17 @@ async fn container_logs(State(node): State<NodeSide>, Name(name): Name, params: 
 
 /// The head goes out at once, the body when the container has ended: clients wait before they start.
 async fn wait(State(node): State<NodeSide>, Name(name): Name, params: Params) -> Result<Response> {
-    match params.get("condition") {
-        None | Some("" | "not-running" | "next-exit" | "removed") => {}
+    let condition = match params.get("condition") {
+        None | Some("" | "not-running") => WaitFor::NotRunning,
+        Some("next-exit") => WaitFor::NextExit,
+        Some("removed") => WaitFor::Removed,
         Some(other) => return Err(ApiError::bad_request(format!("invalid condition: {other:?}"))),
-    }
+    };
     let id = node.agent.find_container(&name).await?.container.config.id;
+    let over = node.agent.wait_container(&id, condition);
     let ended = async move {
-        let answer = match node.agent.runtime().wait(&id).await {
-            Ok(exit) => wire::Waited { error: None, status: exit.code },
+        let answer = match over.await {
+            Ok(code) => wire::Waited { error: None, status: code },
             Err(error) => {
                 wire::Waited { error: Some(wire::WaitError { message: error.to_string() }), status: -1 }
             }
@@ -281,6 +274,18 @@ fn signal(text: &str) -> Result<i32> {
 }
 
 async fn stop(State(node): State<NodeSide>, Name(name): Name, params: Params) -> Result<Response> {
+    let timeout = stop_timeout(&params)?;
+    let view = node.agent.find_container(&name).await?;
+    let restarting = view.plain.as_ref().is_some_and(|plain| plain.restarting);
+    if !restarting && !matches!(view.container.state, ContainerState::Running { .. }) {
+        return Ok(body::empty(StatusCode::NOT_MODIFIED));
+    }
+    node.agent.stop_container(&view.container.config.id, timeout).await?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
+/// How long a stop or a restart waits before it kills.
+pub(super) fn stop_timeout(params: &Params) -> Result<Option<Duration>> {
     if params.given("signal").is_some() {
         return Err(ApiError::unsupported("a signal of one's own for docker stop is"));
     }
@@ -288,20 +293,7 @@ async fn stop(State(node): State<NodeSide>, Name(name): Name, params: Params) ->
         // Docker reads a negative time as "wait for ever".
         u64::try_from(seconds).map_or(NO_TIMEOUT, Duration::from_secs)
     });
-    let view = node.agent.find_container(&name).await?;
-    if !matches!(view.container.state, ContainerState::Running { .. }) {
-        return Ok(body::empty(StatusCode::NOT_MODIFIED));
-    }
-    node.agent.stop_container(&view.container.config.id, timeout).await?;
-    Ok(body::empty(StatusCode::NO_CONTENT))
-}
-
-async fn start(State(node): State<NodeSide>, Name(name): Name) -> Result<Response> {
-    let view = node.agent.find_container(&name).await?;
-    match view.container.state {
-        ContainerState::Running { .. } => Ok(body::empty(StatusCode::NOT_MODIFIED)),
-        _ => Err(ApiError::unsupported_but("starting a container again is", "its service replaces it")),
-    }
+    Ok(timeout)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod images;
 mod networks;
 mod nodes;
 mod own;
+mod plain;
 mod services;
 mod swarm;
 mod system;
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Router<Engine> {
     cluster::<Engine>()
         .merge(system::routes())
         .merge(containers::routes())
+        .merge(plain::routes())
         .merge(execs::routes())
         .merge(images::routes())
         .merge(distribution::routes())

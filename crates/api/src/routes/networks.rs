@@ -55,6 +55,13 @@ async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Resp
             used.insert(shown.id.clone());
             networks.push(wire::Network { containers: None, peers: Vec::new(), ..shown });
         }
+        let attachable = cluster.swarm.attachable_networks();
+        let further: Vec<_> = attachable
+            .iter()
+            .filter(|network| networks.iter().all(|known| known.id != network.id.as_str()))
+            .map(|network| convert::cluster(network, None))
+            .collect();
+        networks.extend(further);
     }
     networks.extend(local(&cluster));
     networks.retain(|network| {
@@ -75,6 +82,7 @@ fn in_use(state: &Picture, network: &Network) -> bool {
     network.spec.ingress
         || state.network_services(&network.id).next().is_some()
         || state.network_tasks(&network.id).any(|task| !task.released)
+        || state.network_guests(&network.id).next().is_some()
 }
 
 /// The networks of this node itself.
@@ -132,9 +140,11 @@ async fn inspect(State(cluster): State<ClusterSide>, Name(name): Name, params: P
     Ok(body::ok(&shown))
 }
 
-/// A worker knows the networks that its own tasks are on, and no others.
+/// A worker knows the networks that its own containers are on, and those that they may join.
 fn on_node(cluster: &ClusterSide, name: &str) -> Option<wire::Network> {
-    let known: Vec<_> = cluster.swarm.networks_here().iter().map(convert::on_node).collect();
+    let mut known: Vec<_> = cluster.swarm.networks_here().iter().map(convert::on_node).collect();
+    let attachable = cluster.swarm.attachable_networks();
+    known.extend(attachable.iter().map(|network| convert::cluster(network, None)));
     let exact = known.iter().position(|network| network.id == name || network.name == name);
     let prefixed = || known.iter().position(|network| is_named(network, name));
     known.get(exact.or_else(prefixed)?).cloned()
@@ -145,7 +155,7 @@ fn is_named(network: &wire::Network, term: &str) -> bool {
     network.name == term || network.id == term || (term.len() >= 12 && network.id.starts_with(term))
 }
 
-/// What this node has on a network: nothing (`None`) until one of its tasks is there.
+/// What this node has on a network: nothing (`None`) until a container of its is there.
 fn here(state: &Picture, network: &Network, local: &LocalState) -> Option<Here> {
     let LocalState::Active { node, .. } = local else { return None };
     let alive = |state: TaskState| (TaskState::Preparing..=TaskState::Running).contains(&state);
@@ -157,7 +167,14 @@ fn here(state: &Picture, network: &Network, local: &LocalState) -> Option<Here> 
         if let (Some(on), Some(container)) = (&task.node, &task.status.container)
             && on == node
         {
-            endpoints.insert(container.id.to_string(), convert::endpoint(task, at));
+            endpoints.insert(container.id.to_string(), convert::endpoint(&task.name(), task.id.as_str(), at));
+        }
+    }
+    for guest in state.network_guests(&network.id) {
+        let Some(at) = guest.attachment(&network.id) else { continue };
+        nodes.insert(&guest.node);
+        if guest.node == *node {
+            endpoints.insert(guest.id.to_string(), convert::endpoint(&guest.name, guest.id.as_str(), at));
         }
     }
     if network.spec.ingress {

@@ -191,7 +191,7 @@ async fn the_networks_every_engine_has() {
 
 #[tokio::test]
 async fn what_is_absent_says_what_to_do() {
-    for (path, hint) in [("/build", "docker load"), ("/containers/create", "docker service create")] {
+    for (path, hint) in [("/build", "docker load"), ("/plugins/pull", "plugins are not supported")] {
         let response = ask(Method::POST, path, None, "").await;
         assert_eq!(response.status(), 501, "{path}");
         assert!(text(response).await.contains(hint), "{path}");

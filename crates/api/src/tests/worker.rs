@@ -44,7 +44,7 @@ fn here() -> NodeNetwork {
     };
     let endpoint = NodeEndpoint {
         container: model::ContainerId::new("c".repeat(64)),
-        task: "t1".into(),
+        owner: "t1".into(),
         name: "web.1.t1".to_owned(),
         attachment: model::Attachment {
             network: table.network.clone(),

@@ -41,7 +41,7 @@ pub(crate) struct Port {
 #[derive(Debug, Serialize)]
 pub(crate) struct SummaryHostConfig {
     #[serde(rename = "NetworkMode")]
-    pub(crate) network_mode: &'static str,
+    pub(crate) network_mode: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,7 +136,7 @@ pub(crate) struct HostConfig {
     #[serde(rename = "ContainerIDFile")]
     pub(crate) container_id_file: &'static str,
     pub(crate) log_config: LogConfig,
-    pub(crate) network_mode: &'static str,
+    pub(crate) network_mode: String,
     pub(crate) port_bindings: Map,
     pub(crate) restart_policy: RestartPolicy,
     pub(crate) auto_remove: bool,
@@ -259,7 +259,7 @@ pub(crate) struct NetworkSettings {
 }
 
 /// A container's place on a network.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Endpoint {
     #[serde(rename = "IPAMConfig")]
     pub(crate) ipam: Option<EndpointIpam>,

@@ -5,6 +5,7 @@
 //! instead of being dropped.
 
 pub(crate) mod container;
+pub(crate) mod create;
 pub(crate) mod image;
 pub(crate) mod network;
 pub(crate) mod node;

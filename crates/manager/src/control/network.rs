@@ -161,7 +161,14 @@ pub(crate) fn remove(draft: &mut Draft, id: &NetworkId) -> Result<bool, ControlE
     if let Some(task) = wanted {
         return refused(format!("network {id} is in use by task {}", task.id));
     }
-    if state.network_tasks(id).any(|task| !task.released) || state.network_services(id).next().is_some() {
+    if let Some(guest) = state.network_guests(id).find(|guest| guest.attachment(id).is_some()) {
+        let on = state.node(&guest.node).map_or(guest.node.as_str(), |node| &node.description.hostname);
+        return refused(format!("network {id} is in use by container {} on node {on}", guest.name));
+    }
+    if state.network_tasks(id).any(|task| !task.released)
+        || state.network_services(id).next().is_some()
+        || state.network_guests(id).next().is_some()
+    {
         return Ok(false);
     }
     for node in state.nodes().cloned().collect::<Vec<_>>() {

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_model::{NetworkId, TableVersion, TaskId};
+use shoal_model::{Network, NetworkId, TableVersion, TaskId};
+use shoal_protocol::encode;
 use shoal_protocol::session::manager_message::Message;
-use shoal_protocol::session::{Assignments, ManagerMessage};
+use shoal_protocol::session::{Assignments, Catalogue, ManagerMessage};
 
 use super::hub::{AssignedTask, NodeView};
 
@@ -16,12 +17,14 @@ pub(crate) struct Sent {
     tables: BTreeMap<NetworkId, TableVersion>,
     /// `None` until the first, complete assignments went out.
     tasks: Option<BTreeMap<TaskId, Arc<AssignedTask>>>,
+    /// `None` until the first one went out.
+    catalogue: Option<Arc<Vec<Arc<Network>>>>,
 }
 
 impl Sent {
     /// A node that holds these tables already.
     pub(crate) fn holding(tables: BTreeMap<NetworkId, TableVersion>) -> Self {
-        Self { tables, tasks: None }
+        Self { tables, tasks: None, catalogue: None }
     }
 
     /// The node cannot use a delta: its next table is a snapshot.
@@ -34,6 +37,7 @@ impl Sent {
         let mut frames = Vec::new();
         self.table_frames(view, &mut frames);
         frames.extend(self.assignment_frame(view));
+        frames.extend(self.catalogue_frame(view));
         let unneeded: Vec<NetworkId> =
             self.tables.keys().filter(|network| !view.tables.contains_key(*network)).cloned().collect();
         for network in unneeded {
@@ -55,6 +59,15 @@ impl Sent {
             }
             self.tables.insert(network.clone(), published.version());
         }
+    }
+
+    fn catalogue_frame(&mut self, view: &NodeView) -> Option<Message> {
+        if self.catalogue.as_ref().is_some_and(|sent| Arc::ptr_eq(sent, &view.catalogue)) {
+            return None;
+        }
+        self.catalogue = Some(view.catalogue.clone());
+        let networks = view.catalogue.iter().map(|network| encode(&**network)).collect();
+        Some(Message::Catalogue(Catalogue { networks }))
     }
 
     fn assignment_frame(&mut self, view: &NodeView) -> Option<Message> {

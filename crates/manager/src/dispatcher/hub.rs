@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use shoal_model::{EndpointId, NetworkId, NodeDescription, NodeId, TableVersion, Task, TaskId, TaskState};
+use shoal_model::{
+    ContainerId, EndpointId, Network, NetworkId, NodeDescription, NodeId, TableVersion, Task, TaskId,
+    TaskState,
+};
 use shoal_protocol::encode;
 use shoal_store::State;
 
@@ -20,6 +23,8 @@ use crate::table::{Published, Tables};
 pub(crate) struct NodeView {
     pub(crate) tables: BTreeMap<NetworkId, Arc<Published>>,
     pub(crate) tasks: BTreeMap<TaskId, Arc<AssignedTask>>,
+    /// The networks that plain containers may join, on any node.
+    pub(crate) catalogue: Arc<Vec<Arc<Network>>>,
 }
 
 /// A task in the form its node gets.
@@ -47,6 +52,7 @@ pub(crate) struct Hub {
     seen: BTreeMap<NodeId, SessionView>,
     /// By task: the record's version and the effective desired state it was encoded at.
     encoded: BTreeMap<TaskId, (u64, TaskState, Arc<AssignedTask>)>,
+    catalogue: Arc<Vec<Arc<Network>>>,
 }
 
 /// What follows from an update.
@@ -114,12 +120,13 @@ impl Hub {
     pub(crate) fn update(&mut self, state: &State, now: Duration) -> Outcome {
         self.tables.update(state);
         self.forget(state);
+        self.refresh_catalogue(state);
         let subscribed = Subscriptions::of(state);
         let mut next_deadline: Option<Duration> = None;
         let nodes: Vec<NodeId> = self.sessions.keys().cloned().collect();
         let mut views = Vec::new();
         for node in nodes {
-            let mut view = NodeView::default();
+            let mut view = NodeView { catalogue: self.catalogue.clone(), ..NodeView::default() };
             for network in subscribed.networks(&node) {
                 if let Some(table) = self.tables.get(network) {
                     view.tables.insert(network.clone(), table.clone());
@@ -143,6 +150,7 @@ impl Hub {
         let observed = Observed {
             sessions: self.seen.clone(),
             held_by: self.held_by(state, &subscribed),
+            guests_held_by: self.guests_held_by(state, &subscribed),
             let_go: self.let_go(state, &subscribed),
             in_service,
         };
@@ -159,6 +167,21 @@ impl Hub {
         self.sessions.retain(|id, _| node(id));
         self.seen.retain(|id, _| node(id));
         self.in_force.retain(node);
+    }
+
+    /// Stays the same list while it says the same.
+    fn refresh_catalogue(&mut self, state: &State) {
+        let attachable = |network: &&Arc<Network>| network.spec.attachable && network.state.is_some();
+        let networks: Vec<_> = state.networks().filter(attachable).cloned().collect();
+        let shown = |a: &Arc<Network>, b: &Arc<Network>| {
+            let pools = |network: &Network| network.state.as_ref().map(|state| state.pools.clone());
+            a.id == b.id && a.spec == b.spec && pools(a) == pools(b)
+        };
+        let same = networks.len() == self.catalogue.len()
+            && networks.iter().zip(self.catalogue.iter()).all(|(a, b)| shown(a, b));
+        if !same {
+            self.catalogue = Arc::new(networks);
+        }
     }
 
     /// The desired state the node is to act on now, and when to look again.
@@ -255,17 +278,8 @@ impl Hub {
         let ended = state.tasks().filter(|task| task.status.state.is_terminal() && !task.released);
         let holders = |task: &Task| {
             let endpoint = EndpointId::from(&task.id);
-            let mut holders = BTreeSet::new();
-            for network in task.attachments.iter().map(|attachment| &attachment.network) {
-                if self.tables.get(network).is_none() {
-                    continue;
-                }
-                let gone = self.tables.gone_since(network, &endpoint);
-                let holds =
-                    |node: &&NodeId| gone.is_none_or(|gone| !self.in_force.covers(node, network, gone));
-                holders.extend(subscribed.nodes(network).filter(holds).cloned());
-            }
-            holders
+            let networks = task.attachments.iter().map(|attachment| &attachment.network);
+            networks.flat_map(|network| self.holders(subscribed, network, &endpoint)).collect()
         };
         ended.map(|task| (task.id.clone(), holders(task))).collect()
     }
@@ -287,6 +301,35 @@ impl Hub {
             }
         }
         let_go
+    }
+
+    /// The same of the places that guests left.
+    fn guests_held_by(
+        &self,
+        state: &State,
+        subscribed: &Subscriptions,
+    ) -> BTreeMap<(ContainerId, NetworkId), BTreeSet<NodeId>> {
+        let left = state.guests().flat_map(|guest| guest.leaving.iter().map(move |at| (guest, &at.network)));
+        left.map(|(guest, network)| {
+            let holders = self.holders(subscribed, network, &guest.endpoint());
+            ((guest.id.clone(), network.clone()), holders)
+        })
+        .collect()
+    }
+
+    /// The nodes whose table of a network may still hold an endpoint.
+    fn holders(
+        &self,
+        subscribed: &Subscriptions,
+        network: &NetworkId,
+        endpoint: &EndpointId,
+    ) -> BTreeSet<NodeId> {
+        if self.tables.get(network).is_none() {
+            return BTreeSet::new();
+        }
+        let gone = self.tables.gone_since(network, endpoint);
+        let holds = |node: &&NodeId| gone.is_none_or(|gone| !self.in_force.covers(node, network, gone));
+        subscribed.nodes(network).filter(holds).cloned().collect()
     }
 }
 
@@ -321,7 +364,8 @@ fn unasked<'a>(state: &State, task: &'a Task, subscribed: &'a Subscriptions) -> 
 
 impl NodeView {
     fn same(&self, other: &Self) -> bool {
-        self.tables.len() == other.tables.len()
+        Arc::ptr_eq(&self.catalogue, &other.catalogue)
+            && self.tables.len() == other.tables.len()
             && self.tasks.len() == other.tasks.len()
             && self.tables.iter().zip(&other.tables).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
             && self.tasks.iter().zip(&other.tasks).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_model::{NetworkId, NodeCondition, NodeId, TableVersion};
 use shoal_store::State;
 
-/// The networks each node is to have tables of: those its tasks are on, and the ingress network. The
-/// last task's end does not end it: the node goes on using the table it has until it acknowledges the
+/// The networks each node is to have tables of: those its tasks and guests are on, and the ingress
+/// network. The last task's end does not end it: the node goes on using the table it has until it acknowledges the
 /// one without the endpoint, and only then is the task's address let go of.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
@@ -20,7 +20,10 @@ impl Subscriptions {
         let ingress = state.ingress_network().map(|network| &network.id);
         for node in state.nodes() {
             let present = state.node_tasks(&node.id).filter(|task| !task.released);
-            let attachments = present.flat_map(|task| &task.attachments);
+            let guests = state.node_guests(&node.id);
+            let attachments = present
+                .flat_map(|task| &task.attachments)
+                .chain(guests.flat_map(|guest| guest.attachments.iter().chain(&guest.leaving)));
             let networks = attachments.map(|attachment| &attachment.network).chain(ingress);
             all.by_node.insert(node.id.clone(), networks.cloned().collect());
         }

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::frames::Sent;
+use super::guests::Statement;
 use super::hub::NodeView;
 use super::{Dispatcher, Event, Peer, Report};
 use crate::Error;
@@ -340,6 +341,20 @@ async fn take(
                     requests.asked.notify_one();
                 }
                 Up::LogData(data) => dispatcher.logs.take(node, data),
+                Up::Guests(statement) => {
+                    let wanted = statement.wanted.iter().map(|wanted| decode(wanted));
+                    let statement = Statement {
+                        node: node.clone(),
+                        session: id,
+                        generation: statement.generation,
+                        wanted: wanted.collect::<Result<_, _>>().map_err(malformed)?,
+                    };
+                    dispatcher
+                        .statements
+                        .send(statement)
+                        .await
+                        .map_err(|_| Status::unavailable("the manager is stopping"))?;
+                }
                 Up::Heartbeat(_) | Up::Ack(_) | Up::Description(_) => {}
             }
             Event::Heard { node: node.clone(), id }

@@ -89,6 +89,9 @@ struct FakeNode {
     subscriptions: Vec<LogSubscribe>,
     /// Frames of log lines it was granted after the window it began with.
     granted: usize,
+    /// The answers to the newest statement on guests.
+    answers: (u64, Vec<GuestAnswer>),
+    catalogue: Option<Vec<Network>>,
 }
 
 impl FakeNode {
@@ -120,6 +123,8 @@ impl FakeNode {
             complete: false,
             subscriptions: Vec::new(),
             granted: 0,
+            answers: (0, Vec::new()),
+            catalogue: None,
         })
     }
 
@@ -174,6 +179,14 @@ impl FakeNode {
             Down::LogSubscribe(subscription) => self.subscriptions.push(subscription),
             Down::LogUnsubscribe(_) | Down::Surroundings(_) => {}
             Down::LogGrant(grant) => self.granted += grant.frames as usize,
+            Down::GuestAnswers(answers) => {
+                let decoded = answers.answers.iter().map(|answer| decode(answer).unwrap()).collect();
+                self.answers = (answers.generation, decoded);
+            }
+            Down::Catalogue(catalogue) => {
+                self.catalogue =
+                    Some(catalogue.networks.iter().map(|network| decode(network).unwrap()).collect());
+            }
         }
     }
 
@@ -504,4 +517,35 @@ async fn a_slow_reader_of_logs_holds_back_the_node_and_misses_nothing() {
     let read: Vec<_> = read.into_iter().map(Result::unwrap).collect();
     assert_eq!(read, (0..FRAMES).map(|number| (task.clone(), entry(number))).collect::<Vec<_>>());
     host.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn plain_containers_are_answered_and_their_networks_listed() {
+    let host = host().await;
+    let manager = &host.manager;
+    let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
+    node.until(|node| node.catalogue.is_some()).await;
+    assert_eq!(node.catalogue, Some(Vec::new()));
+    let net = create_network(manager).await;
+    let mut spec = manager.state().network(&net).unwrap().spec.clone();
+    (spec.name, spec.attachable) = ("open".into(), true);
+    spec.pools.clear();
+    let open = manager.create_network(spec).await.unwrap();
+    node.until(|node| node.catalogue.iter().flatten().any(|network| network.id == open)).await;
+
+    let place = PlaceRequest { network: "open".into(), ..PlaceRequest::default() };
+    let request = GuestRequest { id: "c1".into(), name: "box".into(), places: vec![place] };
+    node.say(Up::Guests(GuestStatement { generation: 7, wanted: vec![encode(&request)] })).await;
+    node.until(|node| node.answers.0 == 7 && node.tables.contains_key(&open)).await;
+    let PlaceAnswer::Attached(given) = &node.answers.1[0].places[0] else { panic!("{:?}", node.answers) };
+    let endpoint = node.tables[&open].endpoints.values().next().unwrap().clone();
+    assert_eq!((endpoint.address, &endpoint.names[0]), (given.address, &"box".to_owned()));
+
+    node.say(Up::Guests(GuestStatement { generation: 8, wanted: vec![] })).await;
+    node.until(|node| node.answers.0 == 8 && node.tables[&open].endpoints.is_empty()).await;
+    assert!(manager.state().guest(&"c1".into()).is_some(), "its address rests until it is acknowledged");
+    node.ack_all().await;
+    node.until(|node| !node.tables.contains_key(&open)).await;
+    until(manager, || manager.state().guests().next().is_none()).await;
+    manager.remove_network(&open).await.unwrap();
 }

@@ -257,6 +257,44 @@ fn keep_all(draft: &mut Draft, attachment: &Attachment) {
     }
 }
 
+/// What a plain container wants of a network.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WantedPlace {
+    pub(crate) aliases: Vec<String>,
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) address_v6: Option<IpAddr>,
+    /// A random one unless it is given.
+    pub(crate) mac: Option<MacAddr>,
+}
+
+/// A place on a network, with the addresses that are asked for.
+pub(crate) fn place(
+    draft: &mut Draft,
+    addresses: &mut Addresses,
+    network: &NetworkId,
+    wanted: &WantedPlace,
+    ids: &mut shoal_model::IdGenerator,
+) -> Result<Attachment, Exhausted> {
+    let families = addresses.families(draft, network)?;
+    if let Some(stray) = wanted.address_v6.filter(|_| !families.contains(&true)) {
+        return Err(Exhausted::Outside(stray));
+    }
+    let mut take = |wanted: Option<IpAddr>, v6: bool| match wanted {
+        Some(address) => addresses.take_this(draft, network, address),
+        None => addresses.take(draft, network, v6),
+    };
+    let address = take(wanted.address, false)?;
+    let address_v6 = if families.contains(&true) { Some(take(wanted.address_v6, true)) } else { None };
+    let address_v6 = address_v6.transpose().inspect_err(|_| addresses.free(network, address.addr()))?;
+    let mac = wanted.mac.unwrap_or_else(|| MacAddr::random(ids));
+    let aliases = wanted.aliases.clone();
+    let attachment = Attachment { network: network.clone(), address, address_v6, mac, aliases };
+    if wanted.address.is_none() {
+        keep_all(draft, &attachment);
+    }
+    Ok(attachment)
+}
+
 fn attach(
     draft: &Draft,
     addresses: &mut Addresses,

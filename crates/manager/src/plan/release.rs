@@ -53,7 +53,7 @@ fn release(planner: &mut Planner<'_>, task: &Arc<Task>) {
     }
 }
 
-fn rest(planner: &mut Planner<'_>, attachment: &Attachment, holders: &BTreeSet<NodeId>) {
+pub(super) fn rest(planner: &mut Planner<'_>, attachment: &Attachment, holders: &BTreeSet<NodeId>) {
     let epoch = planner.state().cluster().map_or(0, |cluster| cluster.epoch);
     let since = TableVersion { epoch, revision: planner.state().revision() };
     let Some(network) = planner.state().network(&attachment.network) else { return };
@@ -91,7 +91,7 @@ fn wake_rested(planner: &mut Planner<'_>) {
 
 impl Planner<'_> {
     /// Without nodes that are no members any more, or have been down for too long.
-    fn possible_holders(&mut self, mut holders: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    pub(super) fn possible_holders(&mut self, mut holders: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         holders.retain(|node| self.state().node(node).cloned().is_some_and(|node| !self.is_lost(&node)));
         holders
     }

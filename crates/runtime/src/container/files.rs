@@ -15,6 +15,8 @@ use crate::{Error, Result};
 pub(crate) const LOG: &str = "json.log";
 /// Held locked by the logger while it lives.
 pub(crate) const LOCK: &str = "log.lock";
+/// The socket on which the logger serves attached clients.
+pub(crate) const OUTPUT: &str = "output.sock";
 /// How the log is rotated: the container's `log_options`.
 pub(crate) const LOG_OPTIONS: &str = "log.json";
 /// When the container's process was started.
@@ -43,18 +45,22 @@ impl Files {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(self.root()).map_err(Error::io(self.root()))?;
         let options = serde_json::to_string(&config.log_options).unwrap_or_default();
-        for (name, text) in [
-            ("hosts", config.hosts.as_str()),
-            ("resolv.conf", config.resolv_conf.as_str()),
-            ("hostname", &format!("{hostname}\n")),
-            (LOG_OPTIONS, &options),
-        ] {
-            let path = self.dir.join(name);
-            std::fs::write(&path, text).map_err(Error::io(&path))?;
-            // Users inside the container read these, whatever this process's umask is.
-            std::fs::set_permissions(&path, Permissions::from_mode(0o644)).map_err(Error::io(&path))?;
-        }
-        Ok(())
+        self.write("hostname", &format!("{hostname}\n"))?;
+        self.write(LOG_OPTIONS, &options)?;
+        self.write_names(&config.hosts, &config.resolv_conf)
+    }
+
+    /// What the container finds in `/etc/hosts` and `/etc/resolv.conf`.
+    pub(super) fn write_names(&self, hosts: &str, resolv_conf: &str) -> Result<()> {
+        self.write("hosts", hosts)?;
+        self.write("resolv.conf", resolv_conf)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        std::fs::write(&path, text).map_err(Error::io(&path))?;
+        // Users inside the container read these, whatever this process's umask is.
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).map_err(Error::io(&path))
     }
 
     pub(super) fn set_started(&self, at: Timestamp) -> Result<()> {
@@ -63,6 +69,18 @@ impl Files {
 
     pub(super) fn started(&self) -> Option<Timestamp> {
         std::fs::read_to_string(self.dir.join(STARTED)).ok()?.trim().parse().ok()
+    }
+
+    /// Forgets the last run, so that the container can run again.
+    pub(super) fn forget_run(&self) -> Result<()> {
+        for name in [STARTED, EXIT] {
+            let path = self.dir.join(name);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io(&path)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn set_exit(&self, exit: &Exit) -> Result<()> {

@@ -14,10 +14,11 @@ use containerd_client::types::v1::{Process, Status};
 use jiff::Timestamp;
 use prost_types::FieldMask;
 use serde_json::json;
-use shoal_model::ContainerId;
+use shoal_model::{ContainerId, ContainerSpec};
 
 use super::create::{blocking, own_netns, record_of, specification_any, specification_of};
-use super::files::{LOCK, remove_dir};
+use super::files::remove_dir;
+use super::stdio::Streams;
 use super::{Container, ContainerState, Containers, Exit, cgroup};
 use crate::client::{ask, optional, timestamp};
 use crate::image::{SNAPSHOTTER, remove_snapshot};
@@ -29,28 +30,62 @@ const LOST: i32 = 255;
 const DEATH: Duration = Duration::from_secs(15);
 
 impl Containers {
-    /// Starts a created container; returns its process id on the node.
-    pub(crate) async fn start(&self, id: &ContainerId) -> Result<u32> {
+    /// Makes a created container's process ready to start, its output connected. May be called again.
+    pub(crate) async fn make_ready(&self, id: &ContainerId) -> Result<()> {
         let stored = self.stored(id).await?.ok_or_else(|| Error::NoSuchContainer(id.to_string()))?;
         let record = record_of(&stored).ok_or_else(|| Error::NoSuchContainer(id.to_string()))?;
         if self.files(id).exit().is_some() {
             return Err(Error::Start(format!("container {id} has run already")));
         }
+        if self.task(id).await?.is_some() {
+            return Ok(());
+        }
         if record.config.netns.is_none() {
             self.join_own_netns(id, stored).await?;
         }
-        let started = match self.create_task(id, record.config.spec.tty).await {
-            Ok(()) => self.start_task(id).await,
-            Err(error) => Err(error),
-        };
-        if started.is_err() {
+        let made = self.create_task(id, &record.config.spec).await;
+        if made.is_err() {
             // The task, if there is one, cannot run any more; the container can be tried again.
+            self.delete_task(id).await.ok();
+        }
+        made
+    }
+
+    /// Starts a created container; returns its process id on the node.
+    pub(crate) async fn start(&self, id: &ContainerId) -> Result<u32> {
+        self.make_ready(id).await?;
+        let started = self.start_task(id).await;
+        if started.is_err() {
             self.delete_task(id).await.ok();
             return started;
         }
         let files = self.files(id);
         blocking(move || files.set_started(Timestamp::now())).await?;
         started
+    }
+
+    /// Takes back what [`make_ready`](Self::make_ready) did for a process that is not to start after
+    /// all.
+    pub(crate) async fn unready(&self, id: &ContainerId) -> Result<()> {
+        match self.task(id).await? {
+            Some(task) if task.status() == Status::Created => self.end_task(id).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes an ended container one that was never started, with new contents of its hosts and
+    /// resolv.conf files; its file system and log stay.
+    pub(crate) async fn renew(&self, id: &ContainerId, hosts: String, resolv_conf: String) -> Result<()> {
+        if let ContainerState::Running { .. } = self.container(id).await?.state {
+            return Err(Error::Start(format!("container {id} is running")));
+        }
+        self.unready(id).await?;
+        let files = self.files(id);
+        blocking(move || {
+            files.forget_run()?;
+            files.write_names(&hosts, &resolv_conf)
+        })
+        .await
     }
 
     /// The process that made the container may have been another one than this.
@@ -69,19 +104,17 @@ impl Containers {
         ask!(self.client, format!("updating container {id}"), containers.update(request())).map(drop)
     }
 
-    async fn create_task(&self, id: &ContainerId, terminal: bool) -> Result<()> {
+    async fn create_task(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<()> {
         let request = || MountsRequest { snapshotter: SNAPSHOTTER.to_owned(), key: id.to_string() };
         let rootfs = ask!(self.client, format!("mounting {id}"), snapshots.mounts(request()))?.mounts;
-        let logger = self.logger(id);
-        // Left by an attempt that failed, it would tell readers that the output has ended.
-        tokio::fs::remove_file(self.files(id).dir.join(LOCK)).await.ok();
+        let Streams { stdin, stdout, stderr } = self.streams(id, spec).await?;
         let request = || CreateTaskRequest {
             container_id: id.to_string(),
             rootfs: rootfs.clone(),
-            stdout: logger.clone(),
-            // A terminal has one output.
-            stderr: if terminal { String::new() } else { logger.clone() },
-            terminal,
+            stdin: stdin.clone(),
+            stdout: stdout.clone(),
+            stderr: stderr.clone(),
+            terminal: spec.tty,
             ..CreateTaskRequest::default()
         };
         match ask!(self.client, format!("starting container {id}"), tasks.create(request())) {
@@ -104,18 +137,6 @@ impl Containers {
             },
             Err(error) => Err(error),
         }
-    }
-
-    /// The URI by which containerd's shim starts the logger.
-    fn logger(&self, id: &ContainerId) -> String {
-        let escape = |path: &std::path::Path| {
-            use std::os::unix::ffi::OsStrExt;
-            let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
-            let one =
-                |&byte: &u8| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-            path.as_os_str().as_bytes().iter().map(one).collect::<String>()
-        };
-        format!("binary://{}?log-shim={}", escape(&self.config.executable), escape(&self.files(id).dir))
     }
 
     /// containerd's task of a container, if it has one.

@@ -5,6 +5,7 @@ mod create;
 mod files;
 mod init;
 mod lifecycle;
+mod stdio;
 mod sweep;
 
 use std::path::PathBuf;
@@ -18,7 +19,8 @@ use crate::RuntimeConfig;
 use crate::client::Client;
 use crate::spec::Kernel;
 use files::Files;
-pub(crate) use files::{LOCK, LOG, LOG_OPTIONS, remove_dir};
+pub(crate) use files::{LOCK, LOG, LOG_OPTIONS, OUTPUT, remove_dir};
+pub use stdio::{ContainerInput, ContainerOutput};
 
 /// Everything a container is made from. It is kept with the container and returned with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +44,9 @@ pub struct ContainerConfig {
     /// `json-file` options: `max-size` (`10m`) and `max-file` (`3`).
     #[serde(default)]
     pub log_options: Labels,
+    /// Kept for whoever made the container, and of no meaning here.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 /// A container as it is.
@@ -62,7 +67,8 @@ pub struct Container {
     pub dir: PathBuf,
 }
 
-/// How far a container has come. It runs once: an ended container is replaced, not started again.
+/// How far a container has come. One that has ended runs again only after
+/// [`renew`](crate::Runtime::renew).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContainerState {

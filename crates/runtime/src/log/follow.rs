@@ -91,7 +91,7 @@ async fn passed(until: Option<Timestamp>) {
 }
 
 /// The logger was there and is not any more: its file is there and unlocked.
-fn has_ended(dir: &Path) -> bool {
+pub(crate) fn has_ended(dir: &Path) -> bool {
     let path = dir.join(LOCK);
     let Ok(file) = File::open(&path) else { return !dir.is_dir() };
     let mut lock = whole_file(nix::libc::F_WRLCK);

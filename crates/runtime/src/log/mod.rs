@@ -4,5 +4,5 @@ mod follow;
 mod line;
 mod reader;
 
-pub(crate) use follow::read;
+pub(crate) use follow::{has_ended, read};
 pub(crate) use line::Encoder;

@@ -20,6 +20,11 @@ pub(crate) enum Exhausted {
     NoSubnet(String),
     #[error("no available address on network {name} ({subnets})")]
     Full { name: String, subnets: String },
+    #[error("Address already in use: {address} on network {name}")]
+    Taken { address: IpAddr, name: String },
+    /// Docker's text.
+    #[error("Invalid address {0}: It does not belong to any of this network's subnets")]
+    Outside(IpAddr),
     #[error("service needs ingress network, but no ingress network is present")]
     NoIngress,
 }
@@ -76,6 +81,24 @@ impl Addresses {
         })?;
         self.woken.insert((network.id.clone(), found.addr()));
         Some(found)
+    }
+
+    /// Hands out this very address. The draft stays as it is.
+    pub(super) fn take_this(
+        &mut self,
+        draft: &Draft,
+        id: &NetworkId,
+        address: IpAddr,
+    ) -> Result<IpNet, Exhausted> {
+        let (network, pools) = pools(draft, id)?;
+        let used = self.used.entry(id.clone()).or_insert_with(|| in_use(draft.state(), &network));
+        let whole = |pool: &AddressPool| Span::of(pool.subnet).contains(address);
+        let pool = pools.iter().find(|pool| pool.subnet.contains(&address) && whole(pool));
+        let pool = pool.ok_or(Exhausted::Outside(address))?;
+        if !used.insert(address) {
+            return Err(Exhausted::Taken { address, name: network.spec.name.clone() });
+        }
+        Ok(with_prefix(address, pool.subnet))
     }
 
     /// Takes back what was handed out in this plan.
@@ -138,6 +161,9 @@ fn in_use(state: &State, network: &Network) -> HashSet<IpAddr> {
     for task in state.network_tasks(&network.id).filter(|task| !task.released) {
         task.attachments.iter().for_each(&mut hold);
     }
+    for guest in state.network_guests(&network.id) {
+        guest.attachments.iter().chain(&guest.leaving).for_each(&mut hold);
+    }
     for node in state.nodes() {
         node.ingress.iter().for_each(&mut hold);
     }
@@ -173,6 +199,11 @@ struct Span {
 }
 
 impl Span {
+    /// All of a subnet but its own address and its broadcast address, which are nobody's.
+    fn of(subnet: IpNet) -> Self {
+        Self { first: number(subnet.network()) + 1, last: number(subnet.broadcast()).saturating_sub(1) }
+    }
+
     fn contains(&self, address: IpAddr) -> bool {
         (self.first..=self.last).contains(&number(address))
     }
@@ -180,11 +211,10 @@ impl Span {
 
 fn span(pool: &AddressPool) -> Span {
     let range = pool.range.unwrap_or(pool.subnet);
-    let (subnet_first, subnet_last) = (number(pool.subnet.network()), number(pool.subnet.broadcast()));
-    // The subnet's own address and its broadcast address are nobody's.
+    let subnet = Span::of(pool.subnet);
     Span {
-        first: number(range.network()).max(subnet_first + 1),
-        last: number(range.broadcast()).min(subnet_last.saturating_sub(1)),
+        first: number(range.network()).max(subnet.first),
+        last: number(range.broadcast()).min(subnet.last),
     }
 }
 

@@ -159,6 +159,10 @@ impl World {
                 assert!(ports.insert((port.protocol, port.published)), "port twice: {port:?}");
             }
         }
+        for guest in self.state.guests() {
+            let places = guest.attachments.iter().chain(&guest.leaving);
+            places.for_each(|held| claim(&held.network, held.address.addr()));
+        }
         for node in self.state.nodes() {
             node.ingress.iter().for_each(|held| claim(&held.network, held.address.addr()));
         }

@@ -1,0 +1,226 @@
+//! Plain containers: those of no service. They are this node's own, survive restarts of the daemon,
+//! and may be guests on the cluster's attachable networks.
+
+mod audience;
+mod events;
+mod keeper;
+mod names;
+mod networks;
+mod record;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use shoal_model::{ContainerId, IdGenerator};
+use shoal_runtime::{Container, ContainerConfig};
+
+use crate::node::Node;
+use crate::{Error, Result, lock, sandbox};
+
+pub use events::ContainerEvent;
+use events::Events;
+pub use keeper::WaitFor;
+pub(crate) use keeper::{Keeper, Phase, Shown};
+pub(crate) use record::PlainRecord;
+pub use record::{NetworkMode, Place, PlainSpec, Restart};
+
+#[derive(Default)]
+pub(crate) struct Plains {
+    keepers: Mutex<BTreeMap<ContainerId, Arc<Keeper>>>,
+    /// Names of containers that are being made.
+    reserved: Mutex<HashMap<String, ContainerId>>,
+    pub(crate) events: Events,
+}
+
+impl Plains {
+    pub(crate) fn get(&self, id: &ContainerId) -> Option<Arc<Keeper>> {
+        lock(&self.keepers).get(id).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Keeper>> {
+        lock(&self.keepers).values().cloned().collect()
+    }
+
+    fn forget(&self, id: &ContainerId) {
+        lock(&self.keepers).remove(id);
+    }
+
+    /// Containers that are to be there, for whoever removes the rest.
+    pub(crate) fn containers(&self) -> HashSet<ContainerId> {
+        lock(&self.keepers).keys().cloned().collect()
+    }
+
+    /// Sandboxes that are to be there.
+    pub(crate) fn sandboxes(&self) -> HashSet<String> {
+        let running = |keeper: &Arc<Keeper>| keeper.shown().phase == Phase::Running;
+        self.all().into_iter().filter(running).map(|keeper| keeper.id.to_string()).collect()
+    }
+
+    fn holder(&self, name: &str) -> Option<ContainerId> {
+        let named = self.all().into_iter().find(|keeper| keeper.shown().record.name == name);
+        named.map(|keeper| keeper.id.clone()).or_else(|| lock(&self.reserved).get(name).cloned())
+    }
+
+    /// Takes a name for a container; the guard is to be kept until it has it.
+    fn reserve(&self, name: &str, id: &ContainerId) -> Result<Reserved<'_>> {
+        // One after the other: the look and the entry are one step.
+        let mut reserved = lock(&self.reserved);
+        let named = self.all().into_iter().find(|keeper| keeper.shown().record.name == name);
+        if let Some(by) = named.map(|keeper| keeper.id.clone()).or_else(|| reserved.get(name).cloned()) {
+            return Err(Error::NameInUse { name: name.to_owned(), by: by.to_string() });
+        }
+        reserved.insert(name.to_owned(), id.clone());
+        Ok(Reserved { plains: self, name: name.to_owned() })
+    }
+
+    /// Makes a container that does not run yet.
+    pub(crate) async fn create(
+        &self,
+        node: &Arc<Node>,
+        name: Option<String>,
+        spec: PlainSpec,
+    ) -> Result<ContainerId> {
+        let id = IdGenerator::from_os().container_id();
+        let name = match name {
+            Some(name) => {
+                names::check(&name)?;
+                name
+            }
+            None => names::invent(|name| self.holder(name).is_some()),
+        };
+        let _reserved = self.reserve(&name, &id)?;
+        let record = PlainRecord::new(id.clone(), name, spec);
+        node.runtime.create(&config(node, &record)).await?;
+        if let Err(error) = node.store.put_container(&record).await {
+            node.runtime.remove(&id).await?;
+            return Err(error);
+        }
+        self.events.tell("create", &record, None);
+        lock(&self.keepers).insert(id.clone(), Keeper::new(record, Phase::Idle, None));
+        Ok(id)
+    }
+
+    pub(crate) async fn rename(&self, node: &Node, keeper: &Keeper, name: &str) -> Result<()> {
+        names::check(name)?;
+        let _reserved = self.reserve(name, &keeper.id)?;
+        keeper.rename(node, name.to_owned()).await
+    }
+
+    /// Takes over what a former process left. A record without a container is dropped; what does not
+    /// run may be started again, or removed, as its policy says.
+    pub(crate) async fn adopt(
+        &self,
+        node: &Arc<Node>,
+        records: Vec<PlainRecord>,
+        found: &[Container],
+        rebuilt: bool,
+    ) {
+        let records = if rebuilt { found.iter().filter_map(remembered).collect() } else { records };
+        let found: HashMap<&ContainerId, &Container> =
+            found.iter().map(|container| (&container.config.id, container)).collect();
+        for mut record in records {
+            let id = record.id.clone();
+            let Some(container) = found.get(&id) else {
+                tracing::warn!(container = %id, name = record.name, "the container is gone from containerd");
+                if let Err(error) = node.store.remove_container(&id).await {
+                    tracing::warn!(container = %id, %error, "cannot forget a container");
+                }
+                continue;
+            };
+            let (phase, code) = keeper::found(&container.state);
+            if phase == Phase::Running {
+                if !record.attachments.is_empty() || (rebuilt && !record.spec.places.is_empty()) {
+                    node.guests.restate(record.request());
+                }
+            } else {
+                record.attachments.clear();
+            }
+            if let Err(error) = node.store.put_container(&record).await {
+                tracing::warn!(container = %id, %error, "cannot store a container");
+            }
+            lock(&self.keepers).insert(id, Keeper::new(record, phase, code));
+        }
+    }
+
+    /// Begins to mind what was taken over; after everything that nobody claims has been removed.
+    pub(crate) async fn resume(&self, node: &Arc<Node>) {
+        for keeper in self.all() {
+            let shown = keeper.shown();
+            if shown.phase == Phase::Running {
+                if let Ok(container) = node.runtime.container(&keeper.id).await
+                    && let Err(error) = node.runtime.keep_logged(&container).await
+                {
+                    tracing::warn!(container = %keeper.id, %error, "the container's output is not logged");
+                }
+                keeper.open_to_clients();
+                keeper.mind(node, true);
+            } else {
+                keeper.resume_stopped(node, record::at_start(&shown.record, shown.code));
+            }
+        }
+    }
+
+    /// The cluster is left: containers on its networks run on without them.
+    pub(crate) async fn leave(&self, node: &Node) {
+        for keeper in self.all() {
+            if let Err(error) = keeper.leave(node).await {
+                tracing::warn!(container = %keeper.id, %error, "cannot take a container off the networks");
+            }
+        }
+        node.guests.clear();
+    }
+}
+
+/// A name that is taken while a container with it is being made.
+struct Reserved<'a> {
+    plains: &'a Plains,
+    name: String,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        lock(&self.plains.reserved).remove(&self.name);
+    }
+}
+
+/// The record of a container that only containerd remembers.
+fn remembered(container: &Container) -> Option<PlainRecord> {
+    let config = &container.config;
+    let mut record = PlainRecord::of_note(&config.id, &config.note)?;
+    record.wanted = matches!(container.state, shoal_runtime::ContainerState::Running { .. });
+    Some(record)
+}
+
+/// What the runtime makes the container from. Its hosts and resolv.conf files are written with each
+/// start.
+fn config(node: &Node, record: &PlainRecord) -> ContainerConfig {
+    let spec = &record.spec;
+    let mut container = spec.container.clone();
+    let own = match spec.network {
+        // Without a name of its own it has the node's.
+        NetworkMode::Host => sandbox::hostname(&container, &node.config.node_name),
+        _ => sandbox::hostname(&container, record.id.short()),
+    };
+    container.hostname = own;
+    ContainerConfig {
+        id: record.id.clone(),
+        name: record.name.clone(),
+        image: container.image.clone(),
+        resources: spec.resources.clone(),
+        labels: container.labels.clone(),
+        netns: (spec.network != NetworkMode::Host)
+            .then(|| node.config.run_dir.join("netns").join(record.id.as_str())),
+        resolv_conf: String::new(),
+        hosts: String::new(),
+        log_options: spec.log_options.clone(),
+        note: record.note(),
+        spec: container,
+    }
+}
+
+/// Stops a container, if it runs, and starts it.
+pub(crate) async fn restart(keeper: &Arc<Keeper>, node: &Arc<Node>, grace: Option<Duration>) -> Result<()> {
+    keeper.stop(node, grace).await?;
+    keeper.start(node).await.map(drop)
+}
