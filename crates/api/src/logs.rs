@@ -18,11 +18,14 @@ pub(crate) struct Format {
 /// What tells the two output streams apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
-    /// Eight bytes before each piece: the stream (1 or 2), three zeros, the length in big endian.
+    /// Eight bytes before each piece: the stream (1, 2 or [`DAEMON_ERROR`]), three zeros, the length in big endian.
     Multiplexed,
     /// Nothing: there is a terminal, hence one stream.
     Raw,
 }
+
+/// The stream on which Docker's daemon itself speaks (`stdcopy.Systemerr`).
+const DAEMON_ERROR: u8 = 3;
 
 impl Framing {
     pub(crate) fn of_tty(tty: bool) -> Self {
@@ -31,13 +34,23 @@ impl Framing {
 
     /// A piece of output as it goes out. Pieces beyond 4 GiB do not exist.
     pub(crate) fn frame(self, source: LogSource, parts: &[&[u8]]) -> Bytes {
+        let stream = match source {
+            LogSource::Stdout => 1,
+            LogSource::Stderr => 2,
+        };
+        self.piece(stream, parts)
+    }
+
+    /// Why the rest is missing: the client shows it and ends with an error. A terminal gets it as text.
+    pub(crate) fn fault(self, reason: &str) -> Bytes {
+        let text = format!("Error grabbing logs: rpc error: code = Unknown desc = {reason}\n");
+        self.piece(DAEMON_ERROR, &[text.as_bytes()])
+    }
+
+    fn piece(self, stream: u8, parts: &[&[u8]]) -> Bytes {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let mut frame = BytesMut::with_capacity(length + 8);
         if self == Self::Multiplexed {
-            let stream = match source {
-                LogSource::Stdout => 1,
-                LogSource::Stderr => 2,
-            };
             frame.put_slice(&[stream, 0, 0, 0]);
             frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
         }
@@ -104,6 +117,14 @@ mod tests {
         assert_eq!(&line[..], b"\x02\0\0\0\0\0\0\x03hi\n");
         let raw = Format { framing: Framing::Raw, ..format };
         assert_eq!(&raw.entry(&entry(LogSource::Stdout), &Labels::new())[..], b"hi\n");
+    }
+
+    #[test]
+    fn a_fault_comes_on_the_daemons_own_stream() {
+        let fault = Framing::Multiplexed.fault("gone");
+        let text = b"Error grabbing logs: rpc error: code = Unknown desc = gone\n";
+        assert_eq!(fault[..8], [3, 0, 0, 0, 0, 0, 0, 59]);
+        assert_eq!((&fault[8..], &Framing::Raw.fault("gone")[..]), (&text[..], &text[..]));
     }
 
     #[test]

@@ -86,7 +86,14 @@ impl Logs {
 }
 
 fn missing(node: &NodeId) -> String {
-    format!("node {node} is not available: the logs of its tasks are incomplete")
+    format!("node {node} is not available")
+}
+
+/// What a reader hears of faults, in Docker's words; nothing when there were none.
+fn incomplete(faults: &[String]) -> Option<ControlError> {
+    let text = "warning: incomplete log stream. some logs could not be retrieved for the following reasons";
+    (!faults.is_empty())
+        .then(|| ControlError::new(Code::Unavailable, format!("{text}: {}", faults.join(", "))))
 }
 
 /// A reader's end of a subscription, which ends when the reader goes away.
@@ -160,9 +167,9 @@ pub(crate) fn read(
         let lines: Vec<_> = entries.iter().map(|entry| line(&task, entry)).collect();
         Some((futures::stream::iter(lines), (received, subscription)))
     });
-    let faults = futures::stream::once(async move { std::mem::take(&mut *lock(&faults)) });
-    let faults = faults.flat_map(futures::stream::iter);
-    lines.flatten().chain(faults.map(|fault| Err(ControlError::new(Code::Unavailable, fault))))
+    let fault = futures::stream::once(async move { incomplete(&lock(&faults)) });
+    let fault = fault.flat_map(|fault| futures::stream::iter(fault.map(Err)));
+    lines.flatten().chain(fault)
 }
 
 fn line(task: &TaskId, entry: &[u8]) -> Result<(TaskId, LogEntry), ControlError> {

@@ -127,9 +127,9 @@ pub(super) fn stream_logs(
         tasks.iter().map(|task| (task.id.clone(), details(task))).collect();
     let ids = tasks.iter().map(|task| task.id.clone()).collect();
     let lines = manager.logs(ids, selector).map(move |line| match line {
-        Ok((task, entry)) => Ok(render(format, &entry, details.get(&task))),
-        // The head of the answer is out: what is left to do is to end it as broken.
-        Err(error) => Err(std::io::Error::other(error.message)),
+        Ok((task, entry)) => Ok::<_, std::convert::Infallible>(render(format, &entry, details.get(&task))),
+        // The head of the answer is out: the client has to hear of it where the lines are.
+        Err(error) => Ok(format.framing.fault(&error.message)),
     });
     Ok(Response::new(Body::from_stream(lines)))
 }
