@@ -16,6 +16,7 @@ const NETLINK_ROUTE: isize = 0;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_NEWTFILTER: u16 = 44;
+const RTM_GETTFILTER: u16 = 46;
 const IFLA_MASTER: u16 = 10;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
@@ -61,6 +62,31 @@ pub(crate) fn attach(netns: &Path, interface: &str, vni: u32, answering: &mut An
         }
         Ok(())
     })
+}
+
+/// Both filters that [`attach`] puts on `interface` are there; on an interface that is not, none is.
+pub(crate) fn is_attached(netns: &Path, interface: &str) -> Result<bool> {
+    inside(netns, || {
+        let Ok(index) = if_nametoindex(interface) else { return Ok(false) };
+        let netlink = Netlink::open(NETLINK_ROUTE).map_err(system("open a route socket"))?;
+        for side in [INGRESS, EGRESS] {
+            let mut found = false;
+            let request = traffic_message(index, 0, side, 0);
+            let listed = netlink.dump(RTM_GETTFILTER, &request, |message| found |= is_ours(message));
+            listed.map_err(system("list filters"))?;
+            if !found {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// `struct tcmsg` of a filter with our handle and priority.
+fn is_ours(message: &[u8]) -> bool {
+    let word =
+        |at: usize| message.get(at..).and_then(<[u8]>::first_chunk).map(|word| u32::from_ne_bytes(*word));
+    word(8) == Some(HANDLE) && word(16).is_some_and(|info| info >> 16 == PRIORITY)
 }
 
 /// The bridge that the interface is a port of.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::answerer;
 use crate::layout::{LocalKey, RawSandbox, Target};
 use crate::load::{self, Answering, Maps};
-use crate::pins::{self, Pins};
+use crate::pins::{self, PinnedMaps, Pins};
 use crate::sets::{absent_is_fine, map};
 use crate::{BalancerConfig, Error, KernelState, NETWORKS_MAX, PortKey, Result, SandboxEntry, ServiceKey};
 
@@ -18,6 +18,7 @@ use crate::{BalancerConfig, Error, KernelState, NETWORKS_MAX, PortKey, Result, S
 /// had set goes on balancing in between. Calls are short and never wait.
 pub struct Balancer {
     root: PathBuf,
+    pinned: PinnedMaps,
     answering: Mutex<Answering>,
     maps: Mutex<Maps>,
 }
@@ -32,7 +33,32 @@ impl Balancer {
         let mut maps = load::connect_programs(&pins)?;
         maps.sweep()?;
         let answering = Mutex::new(load::answering(&pins)?);
-        Ok(Self { root: config.pins.clone(), answering, maps: Mutex::new(maps) })
+        let pinned = PinnedMaps::open(&pins)?;
+        Ok(Self { root: config.pins.clone(), pinned, answering, maps: Mutex::new(maps) })
+    }
+
+    /// Removes what no VIP and no port leads to: left over where somebody else deleted from the maps.
+    pub fn sweep(&self) -> Result<()> {
+        self.maps().sweep()
+    }
+
+    /// What of programs and pins is not as [`open`](Self::open) left it, in words.
+    pub fn differences(&self) -> Result<Vec<String>> {
+        let pins = Pins::of(&self.root);
+        let maps = self.pinned.missing(&pins).into_iter().map(|name| format!("map {name} is not pinned"));
+        let links = load::missing_links(&pins)?.into_iter().map(|text| format!("program {text}"));
+        Ok(maps.chain(links).collect())
+    }
+
+    /// Pins and attaches again what [`differences`](Self::differences) tells of; the maps keep what they
+    /// hold.
+    pub fn restore(&self) -> Result<()> {
+        let pins = Pins::prepare(&self.root)?;
+        let mut maps = self.maps();
+        self.pinned.restore(&pins)?;
+        load::discard_detached(&pins)?;
+        *maps = load::connect_programs(&pins)?;
+        Ok(())
     }
 
     /// Lets go of what builds with another layout version have pinned. To be called once everything has
@@ -141,6 +167,11 @@ impl Balancer {
         answerer::attach(netns, interface, vni, &mut lock(&self.answering))
     }
 
+    /// Whether what [`attach_answerer`](Self::attach_answerer) attached is there.
+    pub fn has_answerer(&self, netns: &Path, interface: &str) -> Result<bool> {
+        answerer::is_attached(netns, interface)
+    }
+
     /// How many flows to VIPs bypassed `connect` (raw sockets, nested namespaces) since the maps exist.
     pub fn bypassed_flows(&self) -> Result<u64> {
         lock(&self.answering).bypass_count.get(&0, 0).map_err(map("bypass_count"))
@@ -156,15 +187,25 @@ impl Balancer {
         }
         for entry in maps.services.iter() {
             let (key, set) = entry.map_err(map("services"))?;
-            let backends = maps.sets.slots_of(&set)?.iter().map(Target::address).collect();
+            let backends = maps.sets.whole_slots_of(&set)?.iter().map(Target::address).collect();
             state.services.insert(key.into(), backends);
         }
         for entry in maps.ports.iter() {
             let (key, set) = entry.map_err(map("ports"))?;
-            let backends = maps.sets.slots_of(&set)?.iter().map(Target::socket_address).collect();
+            let backends = maps.sets.whole_slots_of(&set)?.iter().map(Target::socket_address).collect();
             state.ports.insert(key.into(), backends);
         }
         Ok(state)
+    }
+
+    /// The node's own namespace and addresses, as [`set_node`](Self::set_node) named them: what the kernel
+    /// really holds.
+    pub fn read_node(&self) -> Result<(u64, BTreeSet<IpAddr>)> {
+        let maps = self.maps();
+        let cookie = maps.node.get(&0, 0).map_err(map("node"))?;
+        let keys: Vec<LocalKey> = maps.locals.keys().collect::<Result<_, _>>().map_err(map("locals"))?;
+        let own = keys.iter().filter(|key| key.cookie == cookie).map(LocalKey::address);
+        Ok((cookie, own.collect()))
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {

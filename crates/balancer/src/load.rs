@@ -11,7 +11,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use crate::layout::{LocalKey, RawPort, RawSandbox, RawService, Set};
 use crate::pins::Pins;
 use crate::sets::Sets;
-use crate::{Error, Result, sys};
+use crate::{Error, Result, pins, sys};
 
 static CONNECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/connect.o"));
 static ANSWER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/answer.o"));
@@ -70,6 +70,36 @@ pub(crate) fn connect_programs(pins: &Pins) -> Result<Maps> {
         locals: hash(&mut ebpf, "locals")?,
         node: array(&mut ebpf, "node")?,
     })
+}
+
+/// The connect-time programs that are not in force, in words.
+pub(crate) fn missing_links(pins: &Pins) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    for name in HOOKS {
+        let pin = pins.links.join(name);
+        if !pin.exists() {
+            missing.push(format!("{name} is not pinned"));
+        } else if !is_attached(&pin)? {
+            missing.push(format!("{name} is detached"));
+        }
+    }
+    Ok(missing)
+}
+
+/// Unpins links that somebody has detached: their programs can be attached anew only.
+pub(crate) fn discard_detached(pins: &Pins) -> Result<()> {
+    for pin in HOOKS.map(|name| pins.links.join(name)).iter().filter(|pin| pin.exists()) {
+        if !is_attached(pin)? {
+            pins::remove(pin)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_attached(pin: &Path) -> Result<bool> {
+    let failed = |source| Error::File { action: "look at the link", path: pin.into(), source };
+    let link = sys::object_get(pin).map_err(failed)?;
+    Ok(sys::cgroup_of(link).map_err(failed)?.is_some())
 }
 
 /// The programs and maps of `bpf/answer.bpf.c`. Filters hold the programs that they run, so no program is

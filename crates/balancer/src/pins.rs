@@ -3,8 +3,10 @@
 //! `<pins>/<layout>/maps/<map>` and `<pins>/<layout>/links/<hook>`. Another layout's pins are never
 //! adopted; they go on working beside ours until they are retired.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::layout::LAYOUT;
-use crate::{Error, Result};
+use crate::{Error, Result, sys};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -23,15 +25,52 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
+    /// Where they are, or would be.
+    pub(crate) fn of(root: &Path) -> Self {
+        let layout = root.join(LAYOUT.to_string());
+        Self { maps: layout.join("maps"), links: layout.join("links") }
+    }
+
     pub(crate) fn prepare(root: &Path) -> Result<Self> {
         mount_bpffs(root)?;
-        let layout = root.join(LAYOUT.to_string());
-        let pins = Self { maps: layout.join("maps"), links: layout.join("links") };
+        let pins = Self::of(root);
         for directory in [&pins.maps, &pins.links] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
             made.map_err(|source| Error::File { action: "make", path: directory.clone(), source })?;
         }
         Ok(pins)
+    }
+}
+
+/// Maps by the names under which they are pinned, held open: they can be pinned again.
+pub(crate) struct PinnedMaps(Vec<(OsString, OwnedFd)>);
+
+impl PinnedMaps {
+    pub(crate) fn open(pins: &Pins) -> Result<Self> {
+        let open = |path: PathBuf| {
+            let failed = |source| Error::File { action: "open", path: path.clone(), source };
+            let map = sys::object_get(&path).map_err(failed)?;
+            Ok((path.file_name().unwrap_or_default().to_owned(), map))
+        };
+        Ok(Self(entries(&pins.maps)?.into_iter().map(open).collect::<Result<_>>()?))
+    }
+
+    /// The names under which none is pinned any more.
+    pub(crate) fn missing(&self, pins: &Pins) -> Vec<String> {
+        let missing = self.0.iter().filter(|(name, _)| !pins.maps.join(name).exists());
+        missing.map(|(name, _)| name.to_string_lossy().into_owned()).collect()
+    }
+
+    /// Pins again what is not pinned any more.
+    pub(crate) fn restore(&self, pins: &Pins) -> Result<()> {
+        for (name, map) in &self.0 {
+            let path = pins.maps.join(name);
+            if !path.exists() {
+                let failed = |source| Error::File { action: "pin", path: path.clone(), source };
+                sys::object_pin(map, &path).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -57,7 +96,12 @@ pub(crate) fn remove_tree(directory: &Path) -> Result<()> {
 }
 
 fn remove_entry(path: &Path) -> Result<()> {
-    if path.is_dir() { remove_tree(path) } else { gone(path, fs::remove_file(path)) }
+    if path.is_dir() { remove_tree(path) } else { remove(path) }
+}
+
+/// Removes one pin.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    gone(path, fs::remove_file(path))
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {

@@ -50,6 +50,18 @@ impl Sets {
         slots.filter_map(Result::transpose).collect::<Result<_, _>>().map_err(map("slots"))
     }
 
+    /// As [`slots_of`](Self::slots_of), without those that a remembering socket would not find.
+    pub(crate) fn whole_slots_of(&self, set: &Set) -> Result<Vec<Target>> {
+        let mut slots = self.slots_of(set)?;
+        let mut live = Vec::with_capacity(slots.len());
+        for target in &slots {
+            live.push(self.all_live(set.number, std::slice::from_ref(target))?);
+        }
+        let mut live = live.into_iter();
+        slots.retain(|_| live.next() == Some(true));
+        Ok(slots)
+    }
+
     /// Writes a new set, or nothing (`None`) if the old one is whole and just the same.
     fn write(&mut self, old: Option<&Set>, targets: &[Target]) -> Result<Option<Set>> {
         if targets.len() > BACKENDS_MAX {

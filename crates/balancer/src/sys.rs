@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Commands of bpf(2): `enum bpf_cmd` in `<linux/bpf.h>`.
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 /// The head of `union bpf_attr` for `BPF_OBJ_*`; the kernel takes what is missing for zero.
@@ -28,6 +30,27 @@ struct LinkUpdateAttr {
     old_program: u32,
 }
 
+/// The head of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The head of `struct bpf_link_info`, as a link to a cgroup fills it in.
+#[repr(C)]
+#[derive(Default)]
+struct CgroupLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    cgroup: u64,
+    attach_type: u32,
+    padding_after: u32,
+}
+
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a live, initialised, exclusively borrowed object of exactly the size given.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
@@ -42,6 +65,27 @@ pub(crate) fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins an object at `path`.
+pub(crate) fn object_pin(object: impl AsFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = u32::try_from(object.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd, flags: 0 };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// The id of the cgroup that `link` is attached to; `None` once it has been detached.
+pub(crate) fn cgroup_of(link: impl AsFd) -> io::Result<Option<u64>> {
+    let mut info = CgroupLinkInfo::default();
+    let mut attr = InfoAttr {
+        fd: u32::try_from(link.as_fd().as_raw_fd()).map_err(io::Error::other)?,
+        length: u32::try_from(size_of::<CgroupLinkInfo>()).map_err(io::Error::other)?,
+        // The kernel writes at most `length` bytes there, while `info` is alive and not read.
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok((info.cgroup != 0).then_some(info.cgroup))
 }
 
 /// Puts `program` in the place of the one that `link` runs, between two invocations.

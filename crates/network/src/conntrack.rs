@@ -6,11 +6,13 @@
 
 use std::net::IpAddr;
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::Socket;
 use nix::errno::Errno;
 
 use crate::netns::Namespace;
+use crate::nfnetlink::{
+    self, FLAGS_ACK, GENERIC_HEADER, MESSAGE_ERROR, attributes, message, messages, result,
+};
 use crate::{Error, Result};
 
 const SUBSYSTEM: u16 = 1 << 8;
@@ -26,18 +28,6 @@ const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
 const PROTOCOL_SOURCE: u16 = 2;
 const PROTOCOL_DESTINATION: u16 = 3;
-
-/// Without the flags for nesting and byte order.
-const TYPE_MASK: u16 = 0x3fff;
-/// Of a message (`nlmsghdr` and `nfgenmsg`) and of an attribute.
-const HEADER: usize = 16;
-const GENERIC_HEADER: usize = 4;
-const ATTRIBUTE_HEADER: usize = 4;
-
-const MESSAGE_ERROR: u16 = 2;
-const MESSAGE_DONE: u16 = 3;
-const FLAGS_DUMP: u16 = 0x301;
-const FLAGS_ACK: u16 = 0x005;
 
 pub(crate) const UDP: u8 = 17;
 
@@ -68,10 +58,10 @@ pub(crate) async fn delete(
 ) -> Result<usize> {
     namespace
         .run(move || {
-            let mut socket = Socket::new(NETLINK_NETFILTER).map_err(Error::io("open conntrack"))?;
-            socket.bind_auto().map_err(Error::io("open conntrack"))?;
-            socket.connect(&SocketAddr::new(0, 0)).map_err(Error::io("open conntrack"))?;
-            let flows = dump(&socket).map_err(Error::io("list tracked connections"))?;
+            let socket = nfnetlink::open()?;
+            let listed = nfnetlink::dump(&socket, GET, 0, &[]);
+            let listed = listed.map_err(Error::io("list tracked connections"))?;
+            let flows: Vec<Flow> = listed.iter().filter_map(|body| parse(body)).collect();
             let mut count = 0;
             for flow in flows.iter().filter(|flow| doomed(flow)) {
                 delete_one(&socket, flow).map_err(Error::io("delete a tracked connection"))?;
@@ -82,27 +72,12 @@ pub(crate) async fn delete(
         .await
 }
 
-fn dump(socket: &Socket) -> std::io::Result<Vec<Flow>> {
-    socket.send(&message(GET, FLAGS_DUMP, 0, &[]), 0)?;
-    let mut flows = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        for (kind, body) in messages(&datagram) {
-            match kind {
-                MESSAGE_DONE => return Ok(flows),
-                MESSAGE_ERROR => result(body)?,
-                _ => flows.extend(parse(body)),
-            }
-        }
-    }
-}
-
 fn delete_one(socket: &Socket, flow: &Flow) -> std::io::Result<()> {
     socket.send(&message(DELETE, FLAGS_ACK, flow.family, &flow.name), 0)?;
     let (datagram, _) = socket.recv_from_full()?;
-    for (kind, body) in messages(&datagram) {
-        if kind == MESSAGE_ERROR {
-            match result(body) {
+    for message in messages(&datagram) {
+        if message.kind == MESSAGE_ERROR {
+            match result(message.body) {
                 // It has ended by itself.
                 Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
                 result => result?,
@@ -110,50 +85,6 @@ fn delete_one(socket: &Socket, flow: &Flow) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn message(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
-    let length = HEADER + GENERIC_HEADER + attributes.len();
-    let mut message = Vec::with_capacity(length);
-    message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend([family, 0, 0, 0]);
-    message.extend(attributes);
-    message
-}
-
-/// The error in an acknowledgement, if it is one.
-fn result(body: &[u8]) -> std::io::Result<()> {
-    match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
-        Some(0) => Ok(()),
-        Some(code) => Err(std::io::Error::from_raw_os_error(-code)),
-        None => Err(std::io::ErrorKind::UnexpectedEof.into()),
-    }
-}
-
-/// The messages of a datagram: kind and body.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
-        let kind = u16::from_ne_bytes(*rest.get(4..)?.first_chunk()?);
-        let body = rest.get(HEADER..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, body))
-    })
-}
-
-/// The attributes in a body: kind, value, and the whole with its header.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
-        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & TYPE_MASK;
-        let whole = rest.get(..length)?;
-        let value = whole.get(ATTRIBUTE_HEADER..)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value, whole))
-    })
 }
 
 fn parse(body: &[u8]) -> Option<Flow> {
@@ -211,16 +142,9 @@ fn parse_port(value: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nfnetlink::attribute;
 
     const NESTED: u16 = 1 << 15;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = ((ATTRIBUTE_HEADER + value.len()) as u16).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
 
     fn tuple(source: [u8; 4], destination: [u8; 4], port: u16) -> Vec<u8> {
         let ip = [attribute(1, &source), attribute(2, &destination)].concat();
@@ -249,6 +173,5 @@ mod tests {
         for length in 0..body.len() {
             assert_eq!(parse(&body[..length]), None);
         }
-        assert_eq!(messages(&[9, 0, 0, 0, 1]).count(), 0);
     }
 }

@@ -109,7 +109,8 @@ impl Fabric {
                 Ingress::ensure(&inner.namespace, &inner.netlink, &mut tables, &inner.tag, &wanted).await?;
             ingress.apply(&inner.netlink, &mut tables, &wanted, prune).await?;
             drop(tables);
-            if state.ingress.replace(ingress).is_none_or(|former| former.mtu != mtu) {
+            let doubted = state.doubted.remove(&table.network);
+            if state.ingress.replace(ingress).is_none_or(|former| former.mtu != mtu) || doubted {
                 inner.fit_ingress(&mut state, mtu).await?;
             }
         } else {
@@ -117,7 +118,8 @@ impl Fabric {
             let overlay = inner.ensure_overlay(&state, table, underlay, mtu).await?;
             overlay.apply(&Remotes::of(table, &node), prune).await?;
             let former = state.overlays.insert(table.network.clone(), overlay);
-            if former.is_none_or(|former| former.mtu != mtu) {
+            let doubted = state.doubted.remove(&table.network);
+            if former.is_none_or(|former| former.mtu != mtu) || doubted {
                 inner.fit_overlay(&mut state, &table.network, mtu).await?;
             }
         }
@@ -135,6 +137,7 @@ impl Fabric {
             failures.note(ingress::remove(&inner.netlink, &mut *inner.tables.lock().await).await);
         }
         state.overlays.remove(network);
+        state.doubted.remove(network);
         if let Some(Some(namespace)) = found.overlays.get(network) {
             failures.note(Overlay::remove_links(namespace).await);
         }
@@ -194,11 +197,7 @@ impl Fabric {
     /// The ports of the routing mesh that the kernel really holds.
     pub async fn read_ports(&self) -> Result<Ports> {
         let tables = self.inner.tables.lock().await;
-        let mut held = Held::new();
-        for set in ports::SETS {
-            held.insert(set, tables.read(set).await?);
-        }
-        Ok(ports::parse(&held))
+        Ok(ports::parse(&tables.read(ports::SETS.to_vec()).await?))
     }
 
     /// Deletes the connection tracking entries of UDP flows to a backend that is gone.
@@ -231,22 +230,27 @@ impl Fabric {
 
     /// What the kernel holds of a network.
     pub async fn read_back(&self, network: &NetworkId) -> Result<FabricState> {
+        let mut read = self.read_ways(network).await?;
+        let sandboxes = self.inner.scan().await?.sandboxes;
+        let links = sandboxes.values().flat_map(|sandbox| &sandbox.links);
+        let links = links.filter(|link| link.network.as_ref() == Some(network));
+        read.local = links.filter_map(|link| link.address).map(|address| address.addr()).collect();
+        Ok(read)
+    }
+
+    /// As [`read_back`](Self::read_back), without a look for sandboxes, which takes the whole node.
+    pub async fn read_ways(&self, network: &NetworkId) -> Result<FabricState> {
         let inner = &*self.inner;
         let (overlay, ingress) = {
             let state = inner.state.lock().await;
             let ingress = state.ingress.clone().filter(|ingress| ingress.network == *network);
             (state.overlays.get(network).cloned(), ingress)
         };
-        let mut read = match (overlay, ingress) {
-            (Some(overlay), _) => overlay.read_back().await?,
-            (None, Some(ingress)) => ingress.read_back(&inner.netlink).await?,
-            (None, None) => return Err(Error::NetworkNotApplied(network.clone())),
-        };
-        let sandboxes = inner.scan().await?.sandboxes;
-        let links = sandboxes.values().flat_map(|sandbox| &sandbox.links);
-        let links = links.filter(|link| link.network.as_ref() == Some(network));
-        read.local = links.filter_map(|link| link.address).map(|address| address.addr()).collect();
-        Ok(read)
+        match (overlay, ingress) {
+            (Some(overlay), _) => overlay.read_back().await,
+            (None, Some(ingress)) => ingress.read_back(&inner.netlink).await,
+            (None, None) => Err(Error::NetworkNotApplied(network.clone())),
+        }
     }
 
     /// Removes everything of this node that nobody claims: sandboxes and networks not named here, and

@@ -14,9 +14,9 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::LinkAttribute;
 use shoal_model::{MacAddr, NetworkId, NetworkTable, NodeId};
 
-use crate::link::{self, Tunnel};
+use crate::link::{self, Link, Tunnel};
 use crate::mtu::Size;
-use crate::neighbour::Entry;
+use crate::neighbour::{self, Entry};
 use crate::netlink::{Netlink, Route, Rule};
 use crate::netns::Namespace;
 use crate::owner::{self, INGRESS, INGRESS_TUNNEL, node_alias};
@@ -36,6 +36,9 @@ pub(crate) const NOBODY_MAC: MacAddr = MacAddr([0x02, 0x5c, 0, 0, 0, 1]);
 pub(crate) const RULE: Rule =
     Rule { priority: 90, interface: INGRESS, mark: MARK, mask: MARK_MASK, table: TABLE };
 const TABLE: u32 = 90;
+
+/// The sets that tell the other nodes apart.
+const ELEMENTS: [Set; 4] = [Set::Zones, Set::Marks, Set::Homes, Set::Returns];
 
 /// The ingress as it stands.
 #[derive(Clone)]
@@ -155,7 +158,7 @@ impl Ingress {
         tables.ensure().await?;
         let bridge = ensure_bridge(netlink, tag, wanted).await?;
         let (tunnel, fresh) = ensure_tunnel(netlink, tag, wanted).await?;
-        namespace.run(settings).await?;
+        namespace.run(set_settings).await?;
         ensure_address(netlink, bridge, IpNet::V4(wanted.gateway)).await?;
         ensure_address(netlink, tunnel, IpNet::V4(host(wanted.own))).await?;
         tables.ensure_return_path(NOBODY_MAC, fresh).await?;
@@ -189,11 +192,7 @@ impl Ingress {
         Netlink::all(entries.difference(&held).map(|entry| netlink.put_entry(*entry))).await?;
 
         let elements = wanted.elements();
-        let plan = |held: &Held| {
-            let edits = elements.iter().map(|(set, wanted)| difference(*set, held, wanted, |_, _| prune));
-            edits.flatten().collect::<Vec<Edit>>()
-        };
-        tables.edit(&[Set::Zones, Set::Marks, Set::Homes, Set::Returns], plan).await?;
+        tables.edit(&ELEMENTS, |held: &Held| edits(held, &elements, prune)).await?;
 
         let routes = self.routes(wanted, self.has_underlay(netlink).await?);
         let held_routes: BTreeSet<Route> = self.held_routes(netlink).await?.into_iter().collect();
@@ -214,6 +213,66 @@ impl Ingress {
             Netlink::all(stray.map(|entry| netlink.remove_entry(*entry))).await?;
         }
         Ok(())
+    }
+
+    /// What the kernel really holds is not what [`ensure`](Self::ensure) and [`apply`](Self::apply)
+    /// make, in words.
+    pub(crate) async fn differences(
+        &self,
+        namespace: &Namespace,
+        netlink: &Netlink,
+        tables: &Tables,
+        wanted: &Blueprint,
+    ) -> Result<Vec<String>> {
+        let mut differences = self.link_differences(netlink, wanted).await?;
+        let held = netlink.entries().await?.into_iter().filter(|entry| self.is_ours(entry)).collect();
+        differences.extend(neighbour::differences(&held, &self.entries(wanted)));
+        let held: BTreeSet<Route> = self.held_routes(netlink).await?.into_iter().collect();
+        let routes = self.routes(wanted, self.has_underlay(netlink).await?);
+        let gone = routes.difference(&held).map(|route| format!("fabric: no route to {}", route.destination));
+        differences.extend(gone);
+        let destinations: BTreeSet<_> = routes.iter().map(Route::subject).collect();
+        let stray = held.iter().filter(|route| !destinations.contains(&route.subject()));
+        differences.extend(stray.map(|route| format!("fabric: stray route to {}", route.destination)));
+        if !netlink.has_rule(&RULE).await? {
+            differences.push(format!("fabric: no rule for what carries the mark {MARK:#x}"));
+        }
+        let settings = || {
+            let settings = settings();
+            let wanted: Vec<(&str, &str)> =
+                settings.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            sysctl::differences(&wanted)
+        };
+        differences.extend(namespace.run(settings).await?);
+        differences.extend(tables.return_path_difference().await?);
+        let elements = wanted.elements();
+        let plan = |held: &Held| edits(held, &elements, true);
+        differences.extend(tables.element_differences(&ELEMENTS, plan).await?);
+        Ok(differences)
+    }
+
+    async fn link_differences(&self, netlink: &Netlink, wanted: &Blueprint) -> Result<Vec<String>> {
+        let links = netlink.links().await?;
+        let addresses = netlink.addresses().await?;
+        let find = |name: &str, index| links.iter().find(|link| link.name == name && link.index == index);
+        let has = |index, address| addresses.contains(&(index, IpNet::V4(address)));
+        let mac = bridge_mac(wanted.gateway.addr());
+        let bridge = find(INGRESS, self.bridge);
+        let mut differences = Vec::new();
+        if !bridge.is_some_and(|link| link.up && link.mtu == wanted.mtu && link.mac == Some(mac)) {
+            differences.push(format!("fabric: link {INGRESS} is gone or was changed"));
+        }
+        if !has(self.bridge, wanted.gateway) {
+            differences.push(format!("fabric: link {INGRESS} has not the address {}", wanted.gateway));
+        }
+        let is_whole = |link: &Link| is_tunnel(link, wanted) && link.mtu == wanted.mtu;
+        if !find(INGRESS_TUNNEL, self.tunnel).is_some_and(is_whole) {
+            differences.push(format!("fabric: link {INGRESS_TUNNEL} is gone or was changed"));
+        }
+        if !has(self.tunnel, host(wanted.own)) {
+            differences.push(format!("fabric: link {INGRESS_TUNNEL} has not the address {}", wanted.own));
+        }
+        Ok(differences)
     }
 
     fn entries(&self, wanted: &Blueprint) -> BTreeSet<Entry> {
@@ -337,7 +396,7 @@ async fn ensure_tunnel(netlink: &Netlink, tag: &str, wanted: &Blueprint) -> Resu
     let mac = tunnel_mac(wanted.own);
     if let Some(link) = netlink.link(INGRESS_TUNNEL).await? {
         owner::check(tag, INGRESS_TUNNEL, link.alias.as_deref())?;
-        if link.tunnel == Some(wanted.tunnel) && link.mac == Some(mac) && link.up {
+        if is_tunnel(&link, wanted) {
             return Ok((link.index, false));
         }
         netlink.remove_link(INGRESS_TUNNEL).await?;
@@ -366,15 +425,34 @@ async fn ensure_address(netlink: &Netlink, index: u32, wanted: IpNet) -> Result<
     if held.contains(&wanted) { Ok(()) } else { netlink.add_address(index, wanted, false).await }
 }
 
-fn settings() -> Result<()> {
+/// Settings of the ingress' links.
+fn settings() -> Vec<(String, &'static str)> {
+    vec![
+        // The reverse path of what other nodes forward is looked up with their mark.
+        (format!("ipv4/conf/{INGRESS_TUNNEL}/src_valid_mark"), "1"),
+        // Tasks find the addresses of other nodes and their tasks behind this bridge, at once.
+        (format!("ipv4/conf/{INGRESS}/proxy_arp"), "1"),
+        (format!("ipv4/neigh/{INGRESS}/proxy_delay"), "0"),
+        (format!("ipv6/conf/{INGRESS}/disable_ipv6"), "1"),
+        (format!("ipv6/conf/{INGRESS_TUNNEL}/disable_ipv6"), "1"),
+    ]
+}
+
+fn set_settings() -> Result<()> {
     sysctl::set("ipv4/ip_forward", "1")?;
-    // The reverse path of what other nodes forward is looked up with their mark.
-    sysctl::set(&format!("ipv4/conf/{INGRESS_TUNNEL}/src_valid_mark"), "1")?;
-    // Tasks find the addresses of other nodes and their tasks behind this bridge, at once.
-    sysctl::set(&format!("ipv4/conf/{INGRESS}/proxy_arp"), "1")?;
-    sysctl::set(&format!("ipv4/neigh/{INGRESS}/proxy_delay"), "0")?;
-    for link in [INGRESS, INGRESS_TUNNEL] {
-        sysctl::set_if_present(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
+    for (name, value) in settings() {
+        // A node may be without IPv6.
+        let set = if name.starts_with("ipv6/") { sysctl::set_if_present } else { sysctl::set };
+        set(&name, value)?;
     }
     Ok(())
+}
+
+fn is_tunnel(link: &Link, wanted: &Blueprint) -> bool {
+    link.tunnel == Some(wanted.tunnel) && link.mac == Some(tunnel_mac(wanted.own)) && link.up
+}
+
+/// What must be edited so that these elements are held; with `prune` no others are.
+fn edits(held: &Held, elements: &Held, prune: bool) -> Vec<Edit> {
+    elements.iter().flat_map(|(set, wanted)| difference(*set, held, wanted, |_, _| prune)).collect()
 }

@@ -19,7 +19,9 @@ mod mtu;
 mod neighbour;
 mod netlink;
 mod netns;
+mod nfnetlink;
 mod nft;
+mod nftables;
 mod overlay;
 mod owner;
 mod ports;
@@ -27,6 +29,7 @@ mod sandbox;
 mod state;
 mod sysctl;
 mod tables;
+mod verify;
 
 mod types;
 

@@ -17,28 +17,43 @@ pub(crate) async fn apply(
     own: &NodeId,
     prune: bool,
 ) -> Result<()> {
-    let tunnel = key(table.config.data_path_port, table.config.vni);
+    let wanted = elements(table, own);
+    tables.edit(&SETS, |held| edits(held, &wanted, &tunnel_key(table), prune)).await.map(drop)
+}
+
+/// Who is let in is really somebody else, in words.
+pub(crate) async fn differences(tables: &Tables, table: &NetworkTable, own: &NodeId) -> Result<Vec<String>> {
+    let wanted = elements(table, own);
+    tables.element_differences(&SETS, |held| edits(held, &wanted, &tunnel_key(table), true)).await
+}
+
+fn tunnel_key(table: &NetworkTable) -> String {
+    key(table.config.data_path_port, table.config.vni)
+}
+
+/// The elements that let the other nodes of the table in.
+fn elements(table: &NetworkTable, own: &NodeId) -> Held {
+    let tunnel = tunnel_key(table);
     let members = table.nodes.iter().filter(|(id, _)| *id != own);
     let members = members.filter_map(|(_, node)| match node.data_path_address {
         IpAddr::V4(address) => Some((format!("{address} . {tunnel}"), String::new())),
         IpAddr::V6(_) => None,
     });
-    let wanted = Held::from([
+    Held::from([
         (Set::DataPorts, one(table.config.data_path_port.to_string())),
         (Set::Members, members.collect()),
         (Set::Tunnels, one(tunnel.clone())),
-    ]);
-    tables
-        .edit(&SETS, |held| {
-            let of_tunnel = |key: &str| key.split_once(" . ").is_some_and(|(_, rest)| rest == tunnel);
-            let edits = SETS.into_iter().flat_map(|set| {
-                let stray = |key: &str, _: &str| prune && set == Set::Members && of_tunnel(key);
-                difference(set, held, &wanted[&set], stray)
-            });
-            edits.collect()
-        })
-        .await
-        .map(drop)
+    ])
+}
+
+/// What must be edited for one tunnel. Those of other networks are left alone.
+fn edits(held: &Held, wanted: &Held, tunnel: &str, prune: bool) -> Vec<Edit> {
+    let of_tunnel = |key: &str| key.split_once(" . ").is_some_and(|(_, rest)| rest == tunnel);
+    let edits = SETS.into_iter().flat_map(|set| {
+        let stray = |key: &str, _: &str| prune && set == Set::Members && of_tunnel(key);
+        difference(set, held, &wanted[&set], stray)
+    });
+    edits.collect()
 }
 
 /// Forgets every tunnel that is not one of these.

@@ -1,5 +1,6 @@
 //! Forwarding and neighbour entries.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_route::neighbour::{
@@ -96,13 +97,23 @@ impl Entry {
         }
     }
 
-    fn describe(&self) -> String {
+    /// In words.
+    pub(crate) fn describe(&self) -> String {
         match self {
             Self::Tunnel { mac, to, .. } => format!("forwarding entry {mac} to {to}"),
             Self::Port { mac, .. } => format!("bridge entry {mac}"),
             Self::Neighbour { address, mac, .. } => format!("neighbour entry {address} at {mac}"),
         }
     }
+}
+
+/// What is missing of the wanted entries, and which of those held nobody wants, in words.
+pub(crate) fn differences(held: &BTreeSet<Entry>, wanted: &BTreeSet<Entry>) -> Vec<String> {
+    let missing = wanted.difference(held).map(|entry| format!("fabric: no {}", entry.describe()));
+    // A wrong entry about a wanted subject is told as missing already.
+    let subjects: BTreeSet<Entry> = wanted.iter().map(Entry::subject).collect();
+    let stray = held.iter().filter(|entry| !subjects.contains(&entry.subject()));
+    missing.chain(stray.map(|entry| format!("fabric: stray {}", entry.describe()))).collect()
 }
 
 fn parse_address(address: &NeighbourAddress) -> Option<IpAddr> {

@@ -256,6 +256,21 @@ impl Netlink {
         self.request_removal(message, || format!("remove the route to {}", route.destination)).await
     }
 
+    /// The rule is there.
+    pub(crate) async fn has_rule(&self, rule: &Rule) -> Result<bool> {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let messages = self.dump(RouteNetlinkMessage::GetRule(message), "rules").await?;
+        let wanted = rule.message();
+        let is_it = |message: &RouteNetlinkMessage| match message {
+            RouteNetlinkMessage::NewRule(found) => {
+                wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
+            }
+            _ => false,
+        };
+        Ok(messages.iter().any(is_it))
+    }
+
     pub(crate) async fn put_rule(&self, rule: &Rule) -> Result<()> {
         let message = RouteNetlinkMessage::NewRule(rule.message());
         match self.request(message, CREATE, || format!("add rule {}", rule.priority)).await {

@@ -11,18 +11,6 @@ pub(crate) async fn apply(namespace: &Namespace, script: String) -> Result<()> {
     namespace.run(move || run(&["-f", "-"], &script).map(drop)).await
 }
 
-/// What `nft -j list …` prints.
-pub(crate) async fn list(namespace: &Namespace, what: Vec<&'static str>) -> Result<serde_json::Value> {
-    let text = namespace
-        .run(move || {
-            let mut arguments = vec!["-j", "list"];
-            arguments.extend(what);
-            run(&arguments, "")
-        })
-        .await?;
-    serde_json::from_str(&text).map_err(|error| Error::Unexpected(format!("nft's answer: {error}")))
-}
-
 /// One of our tables in words, without the elements of its sets.
 pub(crate) async fn outline(namespace: &Namespace, family: &str) -> Result<String> {
     let family = family.to_owned();

@@ -12,7 +12,7 @@ use shoal_model::{MacAddr, NetworkTable, NodeId};
 
 use crate::link::{self, Link, Tunnel};
 use crate::mtu::Size;
-use crate::neighbour::Entry;
+use crate::neighbour::{self, Entry};
 use crate::netlink::Netlink;
 use crate::netns::Namespace;
 use crate::owner::{bridge_mac, node_alias};
@@ -77,6 +77,29 @@ impl Overlay {
         Netlink::all(wanted.difference(&held).map(|entry| self.netlink.put_entry(*entry))).await
     }
 
+    /// What the kernel really holds is not what [`ensure`](Self::ensure) and [`apply`](Self::apply)
+    /// make, in words.
+    pub(crate) async fn differences(&self, wanted: &Blueprint<'_>, remotes: &Remotes) -> Result<Vec<String>> {
+        let links = self.netlink.links().await?;
+        let is_there = |name: &str, index: u32, is_whole: &dyn Fn(&Link) -> bool| {
+            links.iter().any(|link| link.name == name && link.index == index && is_whole(link))
+        };
+        let mut differences = Vec::new();
+        if !is_there(BRIDGE, self.bridge, &|link| is_bridge(link, wanted)) {
+            differences.push("fabric: the bridge is gone or was changed".to_owned());
+        }
+        let is_whole = |link: &Link| is_vxlan(link, self.bridge, wanted) && link.mtu == wanted.mtu;
+        if !is_there(VXLAN, self.vxlan, &is_whole) {
+            differences.push("fabric: the tunnel is gone or was changed".to_owned());
+        }
+        let held: BTreeSet<Entry> = self.netlink.entries().await?.into_iter().collect();
+        let wanted: BTreeSet<Entry> = remotes.entries(self.bridge, self.vxlan).into_iter().collect();
+        let held = held.into_iter().filter(|entry| self.is_remote(entry)).collect();
+        differences.extend(neighbour::differences(&held, &wanted));
+        differences.extend(self.namespace.run(|| sysctl::differences(FILTERS)).await?);
+        Ok(differences)
+    }
+
     /// An entry about another node's endpoint.
     fn is_remote(&self, entry: &Entry) -> bool {
         match entry {
@@ -98,18 +121,30 @@ impl Overlay {
     }
 }
 
+/// New namespaces send bridged frames through the IP filters of theirs.
+const FILTERS: &[(&str, &str)] = &[
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+    ("bridge/bridge-nf-call-arptables", "0"),
+];
+
 /// Settings of a fresh namespace, before any link is in it. Runs inside it.
 fn prepare() -> Result<()> {
-    // New namespaces send bridged frames through the IP filters of theirs.
-    for filter in ["iptables", "ip6tables", "arptables"] {
-        sysctl::set_if_present(&format!("bridge/bridge-nf-call-{filter}"), "0")?;
-    }
+    FILTERS.iter().try_for_each(|(name, value)| sysctl::set_if_present(name, value))?;
     sysctl::set_if_present("ipv6/conf/default/disable_ipv6", "1")
+}
+
+fn is_bridge(link: &Link, wanted: &Blueprint<'_>) -> bool {
+    link.mtu == wanted.mtu && link.up
+}
+
+fn is_vxlan(link: &Link, bridge: u32, wanted: &Blueprint<'_>) -> bool {
+    link.tunnel == Some(wanted.tunnel) && link.up && link.controller == Some(bridge)
 }
 
 async fn ensure_bridge(netlink: &Netlink, found: Option<&Link>, wanted: &Blueprint<'_>) -> Result<u32> {
     let index = match found {
-        Some(link) if link.mtu == wanted.mtu && link.up => return Ok(link.index),
+        Some(link) if is_bridge(link, wanted) => return Ok(link.index),
         Some(link) => link.index,
         None => {
             let mac = bridge_mac(wanted.tag, wanted.network);
@@ -131,9 +166,7 @@ async fn ensure_vxlan(
     bridge: u32,
     wanted: &Blueprint<'_>,
 ) -> Result<u32> {
-    let as_wanted =
-        |link: &&Link| link.tunnel == Some(wanted.tunnel) && link.up && link.controller == Some(bridge);
-    if let Some(link) = found.filter(as_wanted) {
+    if let Some(link) = found.filter(|link| is_vxlan(link, bridge, wanted)) {
         return Ok(link.index);
     }
     netlink.remove_link(VXLAN).await?;

@@ -143,7 +143,10 @@ impl Interface<'_> {
             let same_mac = self.mac.is_none() || inner.mac == self.mac;
             let plugged = outer.controller == Some(self.outside.bridge);
             if same_mac && plugged && outer.alias.as_deref() == Some(&alias) {
-                return Ok(());
+                if let Some(mac) = self.mac {
+                    outside.put_entry(Entry::Port { index: outer.index, mac }).await?;
+                }
+                return if outer.up { Ok(()) } else { outside.set_up(outer.index, &outer.name).await };
             }
         }
         outside.remove_link(outer).await?;

@@ -24,6 +24,8 @@ pub(crate) struct State {
     pub(crate) gateway: Option<Gateway>,
     /// Sandboxes with links, made by this process or found.
     pub(crate) sandboxes: BTreeMap<String, Sandbox>,
+    /// Networks whose links may have another size than they were given.
+    pub(crate) doubted: BTreeSet<NetworkId>,
     /// The gateway address given out last.
     pub(crate) last_gateway_address: Option<Ipv4Addr>,
 }

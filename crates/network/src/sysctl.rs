@@ -30,6 +30,23 @@ pub(crate) fn is_on(name: &str) -> Result<bool> {
     }
 }
 
+/// Which of these settings are there and hold another value, in words.
+pub(crate) fn differences(wanted: &[(&str, &str)]) -> Result<Vec<String>> {
+    let mut differences = Vec::new();
+    for (name, value) in wanted {
+        let path = Path::new("/proc/sys/net").join(name);
+        match fs::read_to_string(&path) {
+            Ok(found) if found.trim() != *value => {
+                differences.push(format!("sysctl: net/{name} is {}, not {value}", found.trim()));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(format!("read {}", path.display()))(error)),
+        }
+    }
+    Ok(differences)
+}
+
 /// Writes a setting as a user names it: `net.ipv4.ip_forward`, or with slashes where an interface's
 /// name has dots in it.
 pub(crate) fn set_key(key: &str, value: &str) -> Result<()> {

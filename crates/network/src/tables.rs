@@ -7,12 +7,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use serde_json::Value;
 use shoal_model::MacAddr;
 
 use crate::netns::Namespace;
-use crate::nft;
 use crate::{Error, Result};
+use crate::{nft, nftables};
 
 /// A set or map of `rules.nft` and `return_path.nft`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +32,7 @@ pub(crate) enum Set {
 
 impl Set {
     /// Family, kind and name.
-    fn place(self) -> (&'static str, &'static str, &'static str) {
+    pub(crate) fn place(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::DataPorts => ("ip", "set", "data_ports"),
             Self::Tunnels => ("ip", "set", "tunnels"),
@@ -66,6 +65,20 @@ pub(crate) struct Edit {
     pub(crate) value: Option<String>,
 }
 
+impl Edit {
+    /// The difference that it would do away with.
+    fn describe(&self, held: &Held) -> String {
+        let (_, _, name) = self.set.place();
+        let key = &self.key;
+        let found = held.get(&self.set).and_then(|elements| elements.get(key));
+        match (&self.value, found) {
+            (None, _) => format!("nft: {name} holds {key}, which nobody wants"),
+            (Some(_), None) => format!("nft: {name} lacks {key}"),
+            (Some(wanted), Some(found)) => format!("nft: {name} leads {key} to {found}, not {wanted}"),
+        }
+    }
+}
+
 /// What must be edited so that `held` becomes `wanted`; `stray` says which of the elements that
 /// nobody wants are to go.
 pub(crate) fn difference(
@@ -92,31 +105,33 @@ pub(crate) fn difference(
 pub(crate) struct Tables {
     namespace: Namespace,
     tag: String,
-    /// The rules were put into force by this process.
-    rules: bool,
-    /// The way back was, too: for replies to this link address.
-    return_path: Option<MacAddr>,
+    /// The rules were put into force by this process, and looked like this.
+    rules: Option<u64>,
+    /// The way back was, too.
+    return_path: Option<u64>,
     /// What the kernel is known to hold.
     held: Held,
 }
 
 impl Tables {
     pub(crate) fn new(namespace: Namespace, tag: &str) -> Self {
-        Self { namespace, tag: tag.to_owned(), rules: false, return_path: None, held: Held::new() }
+        Self { namespace, tag: tag.to_owned(), rules: None, return_path: None, held: Held::new() }
     }
 
     /// Puts the rules into force, whatever was there of ours.
     pub(crate) async fn ensure(&mut self) -> Result<()> {
-        if !self.rules {
+        if self.rules.is_none() {
             self.check_owner("ip").await?;
             let rules = include_str!("rules.nft").replace("TAG", &self.tag);
             nft::apply(&self.namespace, rules).await?;
-            if let Some(nobody) = self.return_path {
-                self.put_return_path(nobody).await?;
-            }
-            self.rules = true;
+            self.rules = Some(self.fingerprint("ip").await?);
         }
         Ok(())
+    }
+
+    async fn fingerprint(&self, family: &'static str) -> Result<u64> {
+        let read = nftables::fingerprint(&self.namespace, family).await?;
+        read.ok_or_else(|| Error::Unexpected(format!("no nft table {family} shoal right after it was made")))
     }
 
     /// Puts the way back through the ingress tunnel into force, for replies addressed to `nobody`.
@@ -124,7 +139,6 @@ impl Tables {
     pub(crate) async fn ensure_return_path(&mut self, nobody: MacAddr, fresh: bool) -> Result<()> {
         if fresh || self.return_path.is_none() {
             self.put_return_path(nobody).await?;
-            self.return_path = Some(nobody);
         }
         Ok(())
     }
@@ -134,7 +148,45 @@ impl Tables {
         let rules =
             include_str!("return_path.nft").replace("TAG", &self.tag).replace("NOBODY", &nobody.to_string());
         self.held.remove(&Set::Returns);
-        nft::apply(&self.namespace, rules).await
+        nft::apply(&self.namespace, rules).await?;
+        self.return_path = Some(self.fingerprint("netdev").await?);
+        Ok(())
+    }
+
+    /// The rules really say something else than what was put into force, in words.
+    pub(crate) async fn rule_difference(&self) -> Result<Option<String>> {
+        match self.rules {
+            Some(put) => self.changed("ip", put).await,
+            None => Ok(None),
+        }
+    }
+
+    /// As [`rule_difference`](Self::rule_difference), for the way back that the ingress needs.
+    pub(crate) async fn return_path_difference(&self) -> Result<Option<String>> {
+        match self.return_path {
+            Some(put) => self.changed("netdev", put).await,
+            None => Ok(Some("nft: the way back to other nodes is not in force".to_owned())),
+        }
+    }
+
+    async fn changed(&self, family: &'static str, put: u64) -> Result<Option<String>> {
+        Ok(match nftables::fingerprint(&self.namespace, family).await? {
+            None => Some(format!("nft: table {family} shoal is gone")),
+            Some(found) if found != put => {
+                Some(format!("nft: the rules of table {family} shoal were changed"))
+            }
+            Some(_) => None,
+        })
+    }
+
+    /// What sets really hold is not what `plan` wants of them, in words.
+    pub(crate) async fn element_differences(
+        &self,
+        sets: &[Set],
+        plan: impl Fn(&Held) -> Vec<Edit>,
+    ) -> Result<Vec<String>> {
+        let held = nftables::elements(&self.namespace, sets.to_vec()).await?;
+        Ok(plan(&held).iter().map(|edit| edit.describe(&held)).collect())
     }
 
     /// Brings the elements of some sets to what `plan` wants, given what is held; returns what was done.
@@ -155,11 +207,9 @@ impl Tables {
     }
 
     async fn try_edit(&mut self, sets: &[Set], plan: &impl Fn(&Held) -> Vec<Edit>) -> Result<Vec<Edit>> {
-        for set in sets {
-            if !self.held.contains_key(set) {
-                let elements = self.read(*set).await?;
-                self.held.insert(*set, elements);
-            }
+        let unknown: Vec<Set> = sets.iter().filter(|set| !self.held.contains_key(set)).copied().collect();
+        if !unknown.is_empty() {
+            self.held.extend(self.read(unknown).await?);
         }
         let edits = plan(&self.held);
         if edits.is_empty() {
@@ -177,22 +227,31 @@ impl Tables {
         Ok(edits)
     }
 
-    /// What the kernel really holds in a set; nothing where the table does not exist.
-    pub(crate) async fn read(&self, set: Set) -> Result<Elements> {
-        let (family, kind, name) = set.place();
-        match nft::list(&self.namespace, vec![kind, family, "shoal", name]).await {
-            Ok(listing) => {
-                parse(&listing).ok_or_else(|| Error::Unexpected(format!("nft's listing of {name}")))
-            }
-            Err(error) if nft::is_missing(&error) => Ok(Elements::new()),
-            Err(error) => Err(error),
+    /// What the kernel really holds in some sets; nothing where the table does not exist.
+    pub(crate) async fn read(&self, sets: Vec<Set>) -> Result<Held> {
+        nftables::elements(&self.namespace, sets).await
+    }
+
+    /// Knows nothing any more of what the kernel holds. The way back is put again with the ingress,
+    /// since its tunnel may be gone as well.
+    fn forget(&mut self) {
+        self.rules = None;
+        self.return_path = None;
+        self.held.clear();
+    }
+
+    /// Reads all elements again before the next change; with `ingress` the way back is put again.
+    pub(crate) fn distrust(&mut self, ingress: bool) {
+        self.held.clear();
+        if ingress {
+            self.return_path = None;
         }
     }
 
-    /// Knows nothing any more of what the kernel holds.
-    pub(crate) fn forget(&mut self) {
-        self.rules = false;
-        self.held.clear();
+    /// Puts the rules into force again.
+    pub(crate) async fn renew_rules(&mut self) -> Result<()> {
+        self.rules = None;
+        self.ensure().await
     }
 
     /// Removes the tables.
@@ -262,38 +321,6 @@ fn script(edits: &[Edit], held: &Held) -> String {
     script
 }
 
-/// The elements in the listing of one set or map.
-fn parse(listing: &Value) -> Option<Elements> {
-    let objects = listing.get("nftables")?.as_array()?;
-    let set = objects.iter().find_map(|object| object.get("set").or_else(|| object.get("map")))?;
-    let is_map = set.get("map").is_some();
-    let Some(elements) = set.get("elem") else { return Some(Elements::new()) };
-    elements
-        .as_array()?
-        .iter()
-        .map(|element| {
-            if is_map {
-                let [key, value] = element.as_array()?.as_slice() else { return None };
-                Some((words(key)?, words(value)?))
-            } else {
-                Some((words(element)?, String::new()))
-            }
-        })
-        .collect()
-}
-
-fn words(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Object(object) => {
-            let parts: Option<Vec<String>> = object.get("concat")?.as_array()?.iter().map(words).collect();
-            Some(parts?.join(" . "))
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,15 +348,5 @@ mod tests {
         let held = Held::from([(Set::Members, elements(&[("x . 1", ""), ("x . 2", "")]))]);
         let edits = difference(Set::Members, &held, &Elements::new(), |key, _| key.ends_with(". 2"));
         assert_eq!(script(&edits, &held), "delete element ip shoal members { x . 2 }\n");
-    }
-
-    #[test]
-    fn listings_are_read_as_they_are_written() {
-        let listing = serde_json::json!({"nftables": [{"metainfo": {}}, {"map": {"map": "ipv4_addr . inet_service",
-            "elem": [[{"concat": ["tcp", 8000, 3]}, {"concat": ["10.0.0.5", 80]}]]}}]});
-        assert_eq!(parse(&listing), Some(elements(&[("tcp . 8000 . 3", "10.0.0.5 . 80")])));
-        let listing = serde_json::json!({"nftables": [{"set": {"elem": [4789]}}]});
-        assert_eq!(parse(&listing), Some(elements(&[("4789", "")])));
-        assert_eq!(parse(&serde_json::json!({"nftables": [{"set": {}}]})), Some(Elements::new()));
     }
 }

@@ -45,6 +45,23 @@ fn each_interface_answers_for_its_own_network() {
 }
 
 #[test]
+fn whether_somebody_answers_is_read_back() {
+    let world = World::new(&["a"]);
+    let balancer = world.balancer();
+    let is_there = || balancer.has_answerer(&world.netns("net"), "h-a").unwrap();
+    assert!(!is_there());
+    for damage in
+        ["tc qdisc del dev h-a clsact", "tc filter del dev h-a egress", "tc filter del dev h-a ingress"]
+    {
+        balancer.attach_answerer(&world.netns("net"), "h-a", VNI).unwrap();
+        assert!(is_there());
+        world.run("net", damage).unwrap();
+        assert!(!is_there(), "after {damage}");
+    }
+    assert!(!balancer.has_answerer(&world.netns("net"), "nope").unwrap());
+}
+
+#[test]
 fn a_missing_interface_is_told_by_name() {
     let world = World::new(&["a"]);
     let error = world.balancer().attach_answerer(&world.netns("net"), "nope", VNI).unwrap_err();

@@ -111,6 +111,42 @@ fn other_layouts_are_left_until_they_are_retired() {
 }
 
 #[test]
+fn what_somebody_unpins_or_detaches_is_named_and_restored() {
+    let world = World::new(&["a", "b"]);
+    world.serve("b");
+    world.service(VIP, &[world.address("b")]);
+    let balancer = world.balancer();
+    let held = balancer.read_back().unwrap();
+    let to = SocketAddr::new(VIP, PORT);
+    let none: [&str; 0] = [];
+    assert_eq!(balancer.differences().unwrap(), none);
+    let layout = world.config.pins.join("1");
+    let damages: [(&str, &str); 5] = [
+        ("links/shoal_connect4", "program shoal_connect4 is not pinned"),
+        ("maps/services", "map services is not pinned"),
+        ("links", "program shoal_peername6 is not pinned"),
+        ("", "map bypass_from is not pinned"),
+        ("detach", "program shoal_connect4 is detached"),
+    ];
+    for (what, named) in damages {
+        let path = layout.join(what);
+        match what {
+            "detach" => drop(bpftool("link detach pinned", &layout.join("links/shoal_connect4"))),
+            "links/shoal_connect4" | "maps/services" => std::fs::remove_file(path).unwrap(),
+            _ => std::fs::remove_dir_all(path).unwrap(),
+        }
+        let found = balancer.differences().unwrap();
+        assert!(found.iter().any(|text| text == named), "{what}: {found:?}");
+        balancer.restore().unwrap();
+        assert_eq!(balancer.differences().unwrap(), none, "after {what}");
+        assert_eq!(balancer.read_back().unwrap(), held);
+        assert_eq!(world.inside("a", || ask_tcp(to)).unwrap(), ("b".to_owned(), to), "after {what}");
+    }
+    // The next process finds all of it.
+    assert_eq!(Balancer::open(&world.config).unwrap().read_back().unwrap(), held);
+}
+
+#[test]
 fn removal_leaves_neither_program_nor_map_nor_pin() {
     let mut world = World::new(&["a", "b"]);
     world.serve("b");
