@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shoal_balancer::Balancer;
-use shoal_model::{Attachment, ContainerId, Network, NetworkTable, NodeDescription, TaskId, TaskState};
+use shoal_model::{
+    Attachment, ContainerId, Network, NetworkTable, NodeDescription, NodeReport, TableReport, TaskId,
+    TaskState,
+};
 use shoal_runtime::{Container, ContainerOutput, ContainerState, Runtime};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
@@ -17,8 +20,8 @@ use crate::runner::{Order, Snapshot};
 use crate::session::SessionState;
 use crate::store::TaskRecord;
 use crate::task::StopCause;
-use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView, TableReport};
-use crate::{AgentConfig, Error, Membership, Result, lock, plain, prepare, sandbox, session, verify};
+use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
+use crate::{AgentConfig, Error, Membership, Result, drift, lock, plain, prepare, sandbox, session, verify};
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
 const STOP_MARGIN: Duration = Duration::from_secs(20);
@@ -50,6 +53,7 @@ impl Agent {
         node.tracker.spawn(async move { tables.run(&effects, closing).await });
         node.tracker.spawn(follow_addresses(node.clone()));
         node.tracker.spawn(follow_mtu(node.clone()));
+        node.tracker.spawn(drift::watch(node.clone()));
         if !stored.rebuilt {
             node.tracker.spawn(prune_resolver(node.clone(), stored_sandboxes(&node)));
         }
@@ -367,7 +371,12 @@ impl Agent {
 
     /// Every network table in force, against what kernel and resolver really hold.
     pub async fn tables(&self) -> Result<Vec<TableReport>> {
-        verify::tables(&self.node).await
+        Ok(verify::report(&self.node).await?.tables)
+    }
+
+    /// What the node really holds, and what it has found since it started.
+    pub async fn verify(&self) -> Result<NodeReport> {
+        verify::report(&self.node).await
     }
 
     /// Ends the agent; containers go on running. When none runs, all that the node has in the
@@ -423,17 +432,10 @@ async fn remove(node: Arc<Node>, record: TaskRecord) {
 
 /// Tells the balancer which addresses are the node's own, now and whenever they change.
 async fn follow_addresses(node: Arc<Node>) {
-    let cookie = match shoal_balancer::own_netns_cookie() {
-        Ok(cookie) => cookie,
-        Err(error) => {
-            tracing::warn!(%error, "published ports are not reachable from the node itself");
-            return;
-        }
-    };
     let mut changes = node.fabric.address_changes();
     loop {
-        let addresses = changes.borrow_and_update().clone();
-        report("tell the balancer the node's addresses", node.balancer.set_node(cookie, &addresses));
+        changes.mark_unchanged();
+        report("tell the balancer the node's addresses", drift::tell_addresses(&node));
         let changed = node.closing.run_until_cancelled(changes.changed()).await;
         if !matches!(changed, Some(Ok(()))) {
             return;

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_model::{ClusterId, NodeId};
@@ -24,6 +25,9 @@ pub struct AgentConfig {
     /// containerd's socket.
     pub containerd: PathBuf,
     pub containerd_namespace: String,
+    /// How often kernel and resolver are compared with the tables in force, beside after every change;
+    /// zero: never.
+    pub verify_period: Duration,
 }
 
 impl AgentConfig {

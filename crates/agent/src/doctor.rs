@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use serde::Serialize;
+use shoal_model::{DriftCounts, NodeReport};
 use shoal_runtime::Runtime;
 
 use crate::AgentConfig;
@@ -46,6 +47,27 @@ pub async fn run(config: &AgentConfig) -> Vec<Check> {
         check("forwarding", forwarding(&firewall().await)),
         check("data directory", directory(&config.data_dir)),
     ]
+}
+
+/// What the node's daemon finds, if one runs here.
+pub fn tables(report: Option<Result<NodeReport, String>>) -> Check {
+    let finding = match report {
+        None => Ok("no daemon runs here".to_owned()),
+        Some(Err(error)) => Err((error, "look into the daemon's log".to_owned())),
+        Some(Ok(report)) => drift(&report),
+    };
+    check("tables", finding)
+}
+
+fn drift(report: &NodeReport) -> Finding {
+    let of_tables = report.tables.iter().map(|table| table.differences.len()).sum::<usize>();
+    let differences = of_tables + report.differences.len();
+    let DriftCounts { found, repaired, .. } = report.drift;
+    let history = format!("{found} differences found and {repaired} repaired since the daemon started");
+    if differences == 0 {
+        return Ok(format!("kernel and resolver hold {} tables; {history}", report.tables.len()));
+    }
+    Err((format!("{differences} differences now; {history}"), "`shoal verify` names them".to_owned()))
 }
 
 fn check(name: &str, finding: Finding) -> Check {
@@ -216,6 +238,18 @@ mod tests {
         assert!(forwarding(&chains("inet filter", "accept")).is_ok());
         assert!(forwarding(&chains("inet shoal-0a1b2c3d", "drop")).is_ok());
         assert!(forwarding("").is_ok());
+    }
+
+    #[test]
+    fn a_node_that_differs_from_its_tables_is_not_well() {
+        assert!(tables(None).ok);
+        assert!(!tables(Some(Err("no answer".to_owned()))).ok);
+        let drift = DriftCounts { found: 3, repaired: 2, ..DriftCounts::default() };
+        let mut report = NodeReport { drift, ..NodeReport::default() };
+        let well = tables(Some(Ok(report.clone())));
+        assert!(well.ok && well.detail.contains("3 differences found and 2 repaired"), "{}", well.detail);
+        report.differences.push("nft: table ip shoal is gone".to_owned());
+        assert!(!tables(Some(Ok(report))).ok);
     }
 
     #[test]

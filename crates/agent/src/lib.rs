@@ -9,6 +9,7 @@
 //!   how its container looks; `health` judges its probes.
 //! - `plain` keeps the containers of no service, `guests` asks the manager for their networks.
 //! - [`tables`] brings network tables into force in the right order.
+//! - `verify` looks at what kernel and resolver really hold, `drift` has what differs made anew.
 //! - `enrol` makes a machine a node; `session` talks to the manager over a `link`, `resolver` to the
 //!   node's resolver process, `store` to the disk.
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ mod agent;
 mod config;
 mod connections;
 pub mod doctor;
+mod drift;
 mod enrol;
 mod error;
 mod guests;
@@ -48,9 +50,7 @@ pub use health::{Health, HealthStatus};
 pub use plain::{ContainerEvent, NetworkMode, Place, PlainSpec, Restart, WaitFor};
 pub use reset::reset;
 pub use session::SessionState;
-pub use view::{
-    ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView, TableCounts, TableReport,
-};
+pub use view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
 
 /// Locks a mutex whose holders never leave it half-changed, so a panic elsewhere does not matter.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {

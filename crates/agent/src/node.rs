@@ -6,17 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use ipnet::IpNet;
 use nix::fcntl::{Flock, FlockArg};
 use shoal_balancer::{Balancer, BalancerConfig};
-use shoal_model::{ContainerId, IdGenerator, LogEntry, LogSelector, NodeDescription, TaskId, TaskStatus};
+use shoal_model::{
+    ContainerId, IdGenerator, LogEntry, LogSelector, NodeDescription, NodeReport, TaskId, TaskStatus,
+};
 use shoal_network::{Fabric, NetworkConfig};
 use shoal_runtime::{Container as RuntimeContainer, Runtime, RuntimeConfig};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::drift::Drift;
 use crate::guests::Guests;
 use crate::plain::{PlainRecord, Plains};
 use crate::resolver::Resolver;
@@ -41,6 +45,7 @@ pub(crate) struct Node {
     pub resolver: Arc<Resolver>,
     pub store: NodeStore,
     pub tables: Arc<Tables>,
+    pub drift: Drift,
     pub tasks: Tasks,
     pub plains: Plains,
     pub guests: Guests,
@@ -84,6 +89,7 @@ impl Node {
             resolver,
             store,
             tables: Arc::new(Tables::new(std::mem::take(&mut stored.tables))),
+            drift: Drift::default(),
             tasks: Tasks::default(),
             plains: Plains::default(),
             guests: Guests::default(),
@@ -271,6 +277,11 @@ impl Host for Node {
 
     fn show_session(&self, state: SessionState) {
         self.session.send_replace(state);
+    }
+
+    fn verify(self: &Arc<Self>) -> BoxFuture<'static, Result<NodeReport, String>> {
+        let node = self.clone();
+        Box::pin(async move { crate::verify::report(&node).await.map_err(|error| error.to_string()) })
     }
 
     fn lines(self: &Arc<Self>, task: TaskId, selector: LogSelector) -> BoxStream<'static, Vec<LogEntry>> {

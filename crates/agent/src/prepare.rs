@@ -98,6 +98,16 @@ pub(crate) async fn adopt(node: &Node, record: &TaskRecord) -> Result<Option<Hea
     Ok(health::effective(spec.healthcheck.as_ref(), inherited))
 }
 
+/// Makes what is missing of a sandbox again. One whose namespace is gone stays as it is: the container
+/// would not be in a new one.
+pub(crate) async fn renew(node: &Node, record: &TaskRecord) -> Result<()> {
+    if node.fabric.has_namespace(record.task.id.as_str())? {
+        let file = resolv_conf(node, &record.task.spec.container.dns).await?;
+        make_sandbox(node, Tenant::from(&record.task), &file).await?;
+    }
+    Ok(())
+}
+
 /// The namespace with its interfaces, names and virtual addresses. Adopts what is there.
 pub(crate) async fn make_sandbox(node: &Node, tenant: Tenant<'_>, file: &ContainerFile) -> Result<Sandbox> {
     let tables = node.tables.in_force().borrow().clone();

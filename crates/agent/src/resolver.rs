@@ -42,6 +42,8 @@ pub(crate) struct Served {
 #[derive(Default)]
 struct Wanted {
     sandboxes: BTreeMap<String, Served>,
+    /// The ports that the kernel was told, of the sandboxes that are in force.
+    balanced: BTreeMap<String, DnsPorts>,
     names: BTreeMap<NetworkId, Names>,
 }
 
@@ -183,9 +185,14 @@ impl Resolver {
     }
 
     fn balance(&self, served: &Served, ports: shoal_resolver::feed::DnsPorts) -> Result<()> {
-        let dns = Some(DnsPorts { udp: ports.udp, tcp: ports.tcp });
-        let entry = SandboxEntry { networks: served.vnis.clone(), dns };
-        Ok(self.balancer.set_sandbox(served.cookie, &entry)?)
+        let dns = DnsPorts { udp: ports.udp, tcp: ports.tcp };
+        let entry = SandboxEntry { networks: served.vnis.clone(), dns: Some(dns) };
+        self.balancer.set_sandbox(served.cookie, &entry)?;
+        let mut wanted = lock(&self.wanted);
+        if wanted.sandboxes.get(&served.view.id) == Some(served) {
+            wanted.balanced.insert(served.view.id.clone(), dns);
+        }
+        Ok(())
     }
 
     /// Serves a sandbox's names, and makes its resolver and virtual addresses reachable.
@@ -199,7 +206,11 @@ impl Resolver {
     }
 
     pub(crate) async fn forget(&self, sandbox: &str) -> Result<()> {
-        let known = lock(&self.wanted).sandboxes.remove(sandbox).map(|served| served.cookie);
+        let known = {
+            let mut wanted = lock(&self.wanted);
+            wanted.balanced.remove(sandbox);
+            wanted.sandboxes.remove(sandbox).map(|served| served.cookie)
+        };
         // One that a former process served is known by its namespace, which goes last.
         let netns = self.config.run_dir.join("netns").join(sandbox);
         let cookie = known.or_else(|| shoal_balancer::netns_cookie(&netns).ok());
@@ -246,6 +257,13 @@ impl Resolver {
     /// The sandboxes being served, for whoever must look into all of them.
     pub(crate) fn served(&self) -> Vec<Served> {
         lock(&self.wanted).sandboxes.values().cloned().collect()
+    }
+
+    /// The sandboxes that are in force, with the ports of their resolver.
+    pub(crate) fn balanced(&self) -> Vec<(Served, DnsPorts)> {
+        let wanted = lock(&self.wanted);
+        let in_force = wanted.sandboxes.iter();
+        in_force.filter_map(|(id, served)| Some((served.clone(), *wanted.balanced.get(id)?))).collect()
     }
 
     /// Ends the process; the supervisor must have been cancelled.

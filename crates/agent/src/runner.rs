@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shoal_model::{ContainerId, EndpointId, Healthcheck, Task, TaskId, TaskState};
 use shoal_runtime::{ContainerState, Exit};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::health::{self, Health, HealthStatus};
@@ -28,6 +28,8 @@ pub(crate) enum Order {
     Assign(Box<Task>),
     Unassign,
     Stop(StopCause),
+    /// Make what is missing of the sandbox again; told when that has been tried.
+    Renew(oneshot::Sender<()>),
 }
 
 /// What others see of a task.
@@ -47,6 +49,8 @@ pub(crate) struct Runner {
     shown: Arc<watch::Sender<Snapshot>>,
     /// Its resolver, virtual addresses and registration are this agent's own work, not a former one's.
     attached: bool,
+    /// Who waits for the sandbox to be made whole again.
+    renewals: Vec<oneshot::Sender<()>>,
     exit: Option<JoinHandle<Exit>>,
     check: Option<Healthcheck>,
     health: watch::Sender<Health>,
@@ -72,6 +76,7 @@ impl Runner {
             tables,
             shown,
             attached: false,
+            renewals: Vec::new(),
             exit: None,
             check: None,
             health: watch::Sender::default(),
@@ -109,6 +114,7 @@ impl Runner {
             if !self.attached && self.seen.networks_ready {
                 self.attach().await;
             }
+            self.renew().await;
             self.watch();
         }
         let checked = self.check.is_some().then(|| self.health.borrow().status);
@@ -124,6 +130,7 @@ impl Runner {
             }
             Order::Unassign => self.record.assigned = false,
             Order::Stop(cause) => self.seen.stop_request = Some(cause),
+            Order::Renew(done) => self.renewals.push(done),
         }
         // Written with the next change of status at the latest: a manager repeats what it wants.
         self.stored = None;
@@ -235,6 +242,21 @@ impl Runner {
             Err(error) => {
                 tracing::warn!(task = %self.record.task.id, %error, "cannot take over a running task yet");
             }
+        }
+    }
+
+    /// Makes the sandbox whole again for those who ask for it.
+    async fn renew(&mut self) {
+        let waiting = std::mem::take(&mut self.renewals);
+        if waiting.is_empty() || !self.attached {
+            return;
+        }
+        if let Err(error) = prepare::renew(&self.node, &self.record).await {
+            tracing::warn!(task = %self.record.task.id, %error, "cannot make the task's sandbox whole again");
+        }
+        for done in waiting {
+            // Who gave up waiting sees for himself.
+            let _ = done.send(());
         }
     }
 

@@ -7,20 +7,21 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use shoal_model::{
     GuestAnswer, LogEntry, LogSelector, Network, NetworkId, NetworkTable, NodeDescription, NodeId,
-    TableDelta, TableVersion, Task, TaskId, TaskStatus,
+    NodeReport, TableDelta, TableVersion, Task, TaskId, TaskStatus,
 };
 use shoal_protocol::identity::{BadCredentials, Credentials, NodeCertificate};
 use shoal_protocol::session::dispatcher_client::DispatcherClient;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
 use shoal_protocol::session::{
-    Assignments, GuestStatement, Heartbeat, Hello, NodeMessage, Surroundings, TableAck, TableRequest,
-    TaskStatusReport, TaskStatuses,
+    Assignments, GuestStatement, Heartbeat, Hello, NodeMessage, Surroundings, TableAck, TableRefusal,
+    TableRequest, TaskStatusReport, TaskStatuses, VerifyReport, VerifyRequest,
 };
 use shoal_protocol::{MAX_FRAME_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, decode, encode, tls};
 use tokio::sync::{mpsc, watch};
@@ -71,6 +72,8 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// The membership to go on with, also after a restart.
     fn keep_membership(&self, member: &Membership) -> impl Future<Output = crate::Result<()>> + Send;
     fn show_session(&self, state: SessionState);
+    /// What it really holds, or why it cannot tell.
+    fn verify(self: &Arc<Self>) -> BoxFuture<'static, Result<NodeReport, String>>;
     /// A task's log lines in chunks; empty when it has no container and will not get one.
     fn lines(self: &Arc<Self>, task: TaskId, selector: LogSelector) -> BoxStream<'static, Vec<LogEntry>>;
 }
@@ -315,6 +318,10 @@ impl<H: Host> Session<H> {
                     self.send(Up::TableRequest(TableRequest { network_id })).await?;
                 }
             }
+            Down::TableRefused(TableRefusal { network_id, reason }) => {
+                tracing::warn!(network = network_id, reason, "the manager refused a table");
+            }
+            Down::Verify(VerifyRequest { id }) => self.verify(id),
             Down::TableGone(network) => self.node.tables().remove(&NetworkId::new(network)),
             Down::LogSubscribe(subscribe) => self.logs.begin(&subscribe)?,
             Down::LogGrant(grant) => self.logs.grant(grant),
@@ -355,6 +362,19 @@ impl<H: Host> Session<H> {
         let remove = assignments.remove.iter().map(TaskId::new).collect();
         self.node.obey(Assigned { complete: assignments.complete, put: tasks, remove });
         Ok(())
+    }
+
+    /// Looks, and answers when that is done: the session goes on meanwhile.
+    fn verify(&self, id: u64) {
+        let (looking, outbox) = (self.node.verify(), self.outbox.clone());
+        tokio::spawn(async move {
+            let report = match looking.await {
+                Ok(report) => VerifyReport { id, report: encode(&report), error: String::new() },
+                Err(error) => VerifyReport { id, error, ..VerifyReport::default() },
+            };
+            // The session may have ended; the manager knows then.
+            let _ = outbox.send(NodeMessage { message: Some(Up::VerifyReport(report)) }).await;
+        });
     }
 
     async fn send_statuses(&mut self) -> Result<(), Ended> {

@@ -114,6 +114,12 @@ impl Tasks {
         lock(&self.handles).values().map(|handle| handle.shown.borrow().clone()).collect()
     }
 
+    /// The record of a task that is known.
+    pub(crate) fn record(&self, id: &str) -> Option<TaskRecord> {
+        let handles = lock(&self.handles);
+        handles.get(&TaskId::new(id)).map(|handle| handle.shown.borrow().record.clone())
+    }
+
     pub(crate) fn of_container(&self, id: &ContainerId) -> Option<Snapshot> {
         self.snapshots().into_iter().find(|snapshot| snapshot.record.container == *id)
     }

@@ -1,10 +1,9 @@
-//! What an agent shows of its containers and tables.
+//! What an agent shows of its containers and networks.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::Serialize;
-use shoal_model::{Attachment, ContainerId, Healthcheck, NetworkId, NetworkTable, TableVersion, TaskId};
+use shoal_model::{Attachment, ContainerId, Healthcheck, NetworkTable, TaskId};
 
 use crate::health::Health;
 use crate::plain::PlainSpec;
@@ -67,37 +66,4 @@ pub struct NodeEndpoint {
     pub owner: String,
     pub name: String,
     pub attachment: Attachment,
-}
-
-/// What a node holds of one network, and what it reads back from its kernel and resolver.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TableReport {
-    pub network: NetworkId,
-    pub name: String,
-    /// Version last applied.
-    pub version: TableVersion,
-    /// Services and endpoints in the table.
-    pub services: usize,
-    pub endpoints: usize,
-    /// What the applied table asks for.
-    pub held: TableCounts,
-    /// What kernel and resolver have.
-    pub read_back: TableCounts,
-    /// What `read_back` lacks or has too much, one line each; empty when all is well.
-    pub differences: Vec<String>,
-}
-
-/// How many entries of each kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct TableCounts {
-    /// Names the resolver answers.
-    pub names: usize,
-    /// Virtual addresses the balancer translates.
-    pub vips: usize,
-    /// Backends of all virtual addresses.
-    pub backends: usize,
-    /// Published ports the balancer translates for the node's own clients.
-    pub ports: usize,
-    /// Endpoints of other nodes with forwarding entries.
-    pub remote_endpoints: usize,
 }

@@ -12,12 +12,14 @@ mod node;
 mod output;
 mod service;
 mod swarm;
+mod verify;
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
 pub use client::{Client, Error, Result};
+pub use verify::node_report;
 
 /// Where the daemon listens and clients look unless told otherwise.
 pub const DEFAULT_HOST: &str = "unix:///run/shoal/shoal.sock";
@@ -50,6 +52,8 @@ pub enum Command {
     /// What this node holds and does
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Check that every node really holds what its network tables say
+    Verify(verify::VerifyArgs),
 }
 
 /// Carries out one verb against the daemon at `target`. The exit code is the one Docker's client has;
@@ -63,5 +67,6 @@ pub async fn run(target: &Target, command: Command) -> Result<ExitCode> {
         Command::Image(command) => image::run(&client, command).await,
         Command::Exec(args) => exec::run(&client, args).await,
         Command::Node(command) => node::run(&client, command).await,
+        Command::Verify(args) => verify::run(&client, args).await,
     }
 }

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::client::{Client, Error, Result};
-use crate::output::{indent, table};
+use crate::output::{Format, indent, table};
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum NodeCommand {
@@ -19,12 +19,6 @@ pub struct TablesArgs {
     /// Format of the output
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    Table,
-    Json,
 }
 
 pub(crate) async fn run(client: &Client, command: NodeCommand) -> Result<ExitCode> {

@@ -1,10 +1,18 @@
 //! Docker's output shapes: aligned tables, short ids, ages, sizes, indented JSON.
 
+use clap::ValueEnum;
 use jiff::Timestamp;
 
 /// Narrowest column and the gap between columns, as Docker's tabwriter has them.
 const MIN_COLUMN: usize = 10;
 const GAP: usize = 3;
+
+/// What verbs of our own print.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
 
 /// A table as Docker prints it: left aligned, the last cell of a row unpadded.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {

@@ -15,7 +15,7 @@ mod tests;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use crate::ca::{ClusterKey, keep_certified};
 use crate::leader::Shared;
 use crate::logs::Logs;
 use crate::plan::Observed;
+use crate::verify::Questions;
 use hub::{Hub, NodeView};
 pub(crate) use listener::{Peer, bind_tcp};
 
@@ -82,6 +83,15 @@ struct Report {
     status: TaskStatus,
 }
 
+/// A connected node, seen from outside of its session.
+struct Outlet {
+    session: u64,
+    /// The way for what is no part of its view.
+    orders: mpsc::Sender<ManagerMessage>,
+    /// What it is to know.
+    view: watch::Receiver<Arc<NodeView>>,
+}
+
 /// What sessions share.
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
@@ -89,8 +99,11 @@ pub(crate) struct Dispatcher {
     statuses: mpsc::Sender<Report>,
     statements: mpsc::Sender<guests::Statement>,
     pub(crate) logs: Logs,
-    /// Ways to the connected nodes for what is no part of their view.
-    outlets: Mutex<HashMap<NodeId, (u64, mpsc::Sender<ManagerMessage>)>>,
+    pub(crate) questions: Questions,
+    /// The connected nodes.
+    outlets: Mutex<HashMap<NodeId, Outlet>>,
+    /// Requests for tables of networks that the asking node is not on.
+    refused: AtomicU64,
     next_session: AtomicU64,
     /// What every node is to know of the cluster around it.
     surroundings: watch::Receiver<Surroundings>,
@@ -118,7 +131,9 @@ impl Dispatcher {
             statuses,
             statements,
             logs: Logs::default(),
+            questions: Questions::default(),
             outlets: Mutex::default(),
+            refused: AtomicU64::new(0),
             next_session: AtomicU64::new(1),
             surroundings,
         });
@@ -136,21 +151,34 @@ impl Dispatcher {
     /// The way to a node, if it is connected.
     pub(crate) fn outlet(&self, node: &NodeId) -> Option<mpsc::Sender<ManagerMessage>> {
         let outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
-        outlets.get(node).map(|(_, outlet)| outlet.clone())
+        outlets.get(node).map(|outlet| outlet.orders.clone())
+    }
+
+    /// The versions of the tables that a node is to have now, if it is connected.
+    pub(crate) fn wanted(&self, node: &NodeId) -> Option<BTreeMap<NetworkId, TableVersion>> {
+        let outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = outlets.get(node)?.view.borrow().clone();
+        Some(view.tables.iter().map(|(network, table)| (network.clone(), table.version())).collect())
+    }
+
+    /// Requests for tables that were refused so far.
+    pub(crate) fn refused_requests(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// The way to a node through this very session.
     fn outlet_of(&self, node: &NodeId, session: u64) -> Option<mpsc::Sender<ManagerMessage>> {
         let outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
-        outlets.get(node).filter(|(current, _)| *current == session).map(|(_, outlet)| outlet.clone())
+        outlets.get(node).filter(|outlet| outlet.session == session).map(|outlet| outlet.orders.clone())
     }
 
     /// A session ended; nothing happens when a newer one took its place.
     fn drop_outlet(&self, node: &NodeId, session: u64) {
         let mut outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
-        if outlets.get(node).is_some_and(|(current, _)| *current == session) {
+        if outlets.get(node).is_some_and(|outlet| outlet.session == session) {
             outlets.remove(node);
             self.logs.node_left(node);
+            self.questions.node_left(node);
         }
     }
 }

@@ -18,6 +18,7 @@ mod logs;
 mod manager;
 pub mod plan;
 pub mod table;
+mod verify;
 
 pub use ca::{CaError, JoinTokens};
 pub use control::{Created, Rotate};

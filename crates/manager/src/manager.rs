@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::Stream;
 use jiff::Timestamp;
 use shoal_model::{
-    Availability, ClusterSpec, LogEntry, LogSelector, Network, NetworkId, NetworkSpec, Node, NodeDescription,
-    NodeId, NodeSpec, Service, ServiceId, ServiceSpec, Task, TaskId,
+    Availability, ClusterReport, ClusterSpec, LogEntry, LogSelector, Network, NetworkId, NetworkSpec, Node,
+    NodeDescription, NodeId, NodeSpec, Service, ServiceId, ServiceSpec, Task, TaskId,
 };
 use shoal_store::{Embedded, State, Store};
 use tokio::net::TcpListener;
@@ -22,7 +22,7 @@ use crate::control::Rotate;
 use crate::dispatcher::{Dispatcher, bind_tcp};
 use crate::leader::{Shared, follow, lead, load};
 use crate::plan::Observed;
-use crate::{Code, ControlError, Created, Error, cluster, control, logs};
+use crate::{Code, ControlError, Created, Error, cluster, control, logs, verify};
 
 /// The one office managers campaign for.
 const OFFICE: &str = "manager";
@@ -296,6 +296,14 @@ impl Manager {
         };
         let tasks: BTreeMap<TaskId, NodeId> = tasks.into_iter().filter_map(placed).collect();
         logs::read(self.dispatcher.clone(), tasks, &selector)
+    }
+
+    // === truth ===
+
+    /// Every node looks at what its kernel and resolver really hold, and what is in force there is
+    /// compared with what should be.
+    pub async fn verify(&self) -> ClusterReport {
+        verify::cluster(&self.dispatcher, &self.state()).await
     }
 
     /// Stops serving and lets go of the store, so that it can be opened again. The cluster is kept.

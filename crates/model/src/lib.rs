@@ -16,6 +16,7 @@ mod object;
 mod spec;
 mod table;
 mod task;
+mod verify;
 
 pub use address::{MacAddr, ParseMacError};
 pub use authority::{Authority, CertificateInfo, RootCertificate, Sealed};
@@ -34,3 +35,4 @@ pub use table::{
     TableMismatch, TableVersion,
 };
 pub use task::{ContainerStatus, TaskState, TaskStatus};
+pub use verify::{ClusterReport, DriftCounts, KindCounts, NodeReport, NodeVerdict, TableCounts, TableReport};

@@ -86,6 +86,19 @@ impl Names {
         self.pointers.get(&address).map(Option::as_deref)
     }
 
+    /// A number that tells whether two of these say the same, whatever process asks. Not for keeping:
+    /// another build may reckon differently.
+    pub fn digest(&self) -> u64 {
+        let entries = self.entries.iter().map(|(name, entry)| {
+            let Entry { v4, v6, ttl } = entry;
+            fnv(format!("{name} {v4:?} {v6:?} {ttl}").as_bytes())
+        });
+        let pointers =
+            self.pointers.iter().map(|(address, name)| fnv(format!("{address} {name:?}").as_bytes()));
+        // A sum, since maps have no order.
+        entries.chain(pointers).fold(fnv(self.suffix.as_bytes()), u64::wrapping_add)
+    }
+
     /// How many names resolve.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -137,6 +150,13 @@ impl Names {
     }
 }
 
+/// FNV-1a, 64 bits.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 fn insert_sorted<T: Ord>(list: &mut Vec<T>, item: T) {
     if let Err(place) = list.binary_search(&item) {
         list.insert(place, item);
@@ -145,4 +165,35 @@ fn insert_sorted<T: Ord>(list: &mut Vec<T>, item: T) {
 
 fn addresses(endpoint: &EndpointEntry) -> Vec<IpAddr> {
     std::iter::once(&endpoint.address).chain(&endpoint.address_v6).map(|net| net.addr()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(addresses: &[(&str, &str)]) -> Names {
+        let mut names = Names::unknown(NetworkId::new("n1"));
+        names.suffix = "mynet".to_owned();
+        for (name, address) in addresses {
+            names.add(name, &[address.parse().unwrap()], TASKS_TTL);
+            names.pointers.insert(address.parse().unwrap(), Some((*name).to_owned()));
+        }
+        names
+    }
+
+    #[test]
+    fn the_digest_tells_what_is_said_and_nothing_else() {
+        let one = names(&[("a", "10.0.1.2"), ("b", "10.0.1.3"), ("c", "fd00::1")]);
+        let mut same = names(&[("c", "fd00::1"), ("b", "10.0.1.3"), ("a", "10.0.1.2")]);
+        same.version = TableVersion { epoch: 9, revision: 9 };
+        assert_eq!(one.digest(), same.digest());
+        let others = [
+            names(&[("a", "10.0.1.2"), ("b", "10.0.1.3")]),
+            names(&[("a", "10.0.1.3"), ("b", "10.0.1.2"), ("c", "fd00::1")]),
+            names(&[("a", "10.0.1.2"), ("b", "10.0.1.4"), ("c", "fd00::1")]),
+        ];
+        for other in others {
+            assert_ne!(one.digest(), other.digest());
+        }
+    }
 }

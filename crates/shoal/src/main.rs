@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use shoal_model::NodeReport;
 
 /// A clustering engine: service discovery and load balancing under Docker's API.
 #[derive(Debug, Parser)]
@@ -84,7 +85,7 @@ fn run(cli: Cli, host: Option<String>) -> anyhow::Result<ExitCode> {
         Verb::LogShim { container_dir, fifos } => {
             shoal_runtime::log_shim::run(&container_dir, fifos.as_deref())
         }
-        Verb::Doctor(arguments) => doctor(&arguments),
+        Verb::Doctor(arguments) => doctor(&arguments, host),
         Verb::Reset(arguments) => {
             let config = arguments.node.resolve(None)?.agent;
             runtime()?.block_on(shoal_agent::reset(&config))?;
@@ -98,9 +99,13 @@ fn run(cli: Cli, host: Option<String>) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn doctor(arguments: &options::DoctorArgs) -> anyhow::Result<ExitCode> {
-    let config = arguments.node.clone().resolve(None)?.agent;
-    let checks = runtime()?.block_on(shoal_agent::doctor::run(&config));
+fn doctor(arguments: &options::DoctorArgs, host: Option<String>) -> anyhow::Result<ExitCode> {
+    let options = arguments.node.clone().resolve(host)?;
+    let checks = runtime()?.block_on(async {
+        let mut checks = shoal_agent::doctor::run(&options.agent).await;
+        checks.push(shoal_agent::doctor::tables(ask_daemon(&options.socket).await));
+        checks
+    });
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&checks)?);
     } else {
@@ -112,6 +117,16 @@ fn doctor(arguments: &options::DoctorArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the daemon behind this socket finds; `None` where none answers.
+async fn ask_daemon(socket: &Path) -> Option<Result<NodeReport, String>> {
+    let report = match shoal_cli::node_report(&format!("unix://{}", socket.display())).await {
+        Err(shoal_cli::Error::Unreachable { .. }) => return None,
+        Err(error) => Err(error.to_string()),
+        Ok(report) => serde_json::from_value(report).map_err(|error| error.to_string()),
+    };
+    Some(report)
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

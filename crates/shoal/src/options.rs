@@ -1,6 +1,7 @@
 //! What a daemon is told: flags, then `daemon.json`, then defaults.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
@@ -8,6 +9,7 @@ use shoal_agent::AgentConfig;
 
 /// Read when it is there and no other file is named.
 const CONFIG_FILE: &str = "/etc/shoal/daemon.json";
+const VERIFY_PERIOD_SECONDS: u64 = 10;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,6 +46,9 @@ pub(crate) struct DaemonArgs {
     /// Form of the daemon's own log [default: text]
     #[arg(long)]
     pub log_format: Option<LogFormat>,
+    /// Seconds between two looks at what kernel and resolver really hold; 0: never [default: 10]
+    #[arg(long)]
+    pub verify_period: Option<u64>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -73,6 +78,7 @@ struct File {
     containerd: Option<PathBuf>,
     containerd_namespace: Option<String>,
     log_format: Option<LogFormat>,
+    verify_period: Option<u64>,
 }
 
 /// Everything decided.
@@ -119,6 +125,9 @@ impl DaemonArgs {
                     .containerd_namespace
                     .or(file.containerd_namespace)
                     .unwrap_or_else(|| "shoal".to_owned()),
+                verify_period: Duration::from_secs(
+                    self.verify_period.or(file.verify_period).unwrap_or(VERIFY_PERIOD_SECONDS),
+                ),
             },
         })
     }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use futures::StreamExt;
 use futures::stream;
 use jiff::Timestamp;
-use shoal_model::{LogSource, ServiceId, TaskState};
+use shoal_model::{LogSource, NodeId, ServiceId, TaskState};
 use shoal_protocol::session::dispatcher_server::{Dispatcher, DispatcherServer};
 use shoal_protocol::session::{LogData, LogGrant, LogSubscribe, ManagerMessage, Welcome};
 use tokio::net::UnixListener;
@@ -90,6 +90,11 @@ impl Host for FakeNode {
     }
 
     fn show_session(&self, _: SessionState) {}
+
+    fn verify(self: &Arc<Self>) -> BoxFuture<'static, Result<NodeReport, String>> {
+        let node = Some(NodeId::new("node1"));
+        Box::pin(async { Ok(NodeReport { node, ..NodeReport::default() }) })
+    }
 
     fn lines(self: &Arc<Self>, _: TaskId, _: LogSelector) -> BoxStream<'static, Vec<LogEntry>> {
         let entry = |line: &str| LogEntry {
@@ -327,5 +332,23 @@ async fn what_guests_want_is_stated_in_every_session() {
         let node = stage.node.clone();
         until("the answer arrives", || node.guests.answers().borrow().generation == generation).await;
         node.guests.take_answers(0, Vec::new());
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_asked_tells_what_it_holds_and_a_refusal_ends_nothing() {
+    let mut stage = Stage::set();
+    let mut manager = stage.accept().await;
+    manager.welcome().await;
+    let reason = "node node1 has nothing on network n9".to_owned();
+    manager.send(Down::TableRefused(TableRefusal { network_id: "n9".to_owned(), reason })).await;
+    manager.send(Down::Verify(VerifyRequest { id: 7 })).await;
+    loop {
+        if let Up::VerifyReport(answer) = manager.next().await {
+            let report: NodeReport = decode(&answer.report).unwrap();
+            assert_eq!((answer.id, answer.error.as_str()), (7, ""));
+            assert_eq!(report.node, Some(NodeId::new("node1")));
+            break;
+        }
     }
 }

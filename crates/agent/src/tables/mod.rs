@@ -1,33 +1,31 @@
 //! Network tables on their way into kernel and resolver.
 //!
-//! What the manager wants is kept apart from what is in force. One task works on the difference;
-//! whatever comes in between, the newest wish is what it works towards.
+//! What the manager wants is kept apart from what is in force. The difference is worked on network by
+//! network, independently of each other; whatever comes in between, the newest wish is what it is
+//! worked towards.
 
 mod plan;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_balancer::{Balancer, PortKey};
 use shoal_model::{EndpointId, NetworkId, NetworkTable, TableDelta, TableMismatch, TableVersion};
-use shoal_network::Fabric;
-use shoal_resolver::Names;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use self::plan::{Held, Step};
-use crate::resolver::Resolver;
-use crate::store::NodeStore;
 use crate::{Result, lock};
 
 pub(crate) use self::plan::{ports, services};
+pub(crate) use self::work::Effects;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(8);
+/// Networks worked on at once.
+const AT_ONCE: usize = 32;
+/// Of those, networks that failed before: each may take its time again.
+const RETRIES_AT_ONCE: usize = 8;
 
 /// The tables in force, as this node serves them.
 pub(crate) type InForce = Arc<BTreeMap<NetworkId, Arc<NetworkTable>>>;
@@ -50,6 +48,8 @@ struct Wishes {
     dirty: BTreeSet<NetworkId>,
     /// Networks being looked at.
     at_work: BTreeSet<NetworkId>,
+    /// Networks of which kernel and resolver do not hold what is believed.
+    doubted: BTreeSet<NetworkId>,
 }
 
 /// One network as it is to be.
@@ -84,12 +84,15 @@ impl Failure {
     }
 }
 
-/// Everything a table takes effect in.
-pub(crate) struct Effects {
-    pub fabric: Fabric,
-    pub balancer: Arc<Balancer>,
-    pub resolver: Arc<Resolver>,
-    pub store: NodeStore,
+/// What is to be done about one network.
+pub(crate) struct Job {
+    network: NetworkId,
+    /// `None`: take it away.
+    wish: Option<Wish>,
+    /// This node's endpoints that will never answer again.
+    dead: Arc<BTreeSet<EndpointId>>,
+    /// Begin with a look at what kernel and resolver really hold.
+    doubted: bool,
 }
 
 impl Tables {
@@ -195,82 +198,34 @@ impl Tables {
         while !self.is_clear() && progress.changed().await.is_ok() {}
     }
 
+    /// A network's table, if it is in force and nothing about it is being changed or about to be.
+    pub(crate) fn settled(&self, network: &NetworkId) -> Option<Arc<NetworkTable>> {
+        let wishes = lock(&self.wishes);
+        let busy = wishes.dirty.contains(network) || wishes.at_work.contains(network);
+        let in_force = self.in_force.borrow();
+        in_force.get(network).filter(|_| !busy).cloned()
+    }
+
+    /// Brings these networks into force anew, from what kernel and resolver really hold. Returns when
+    /// each has been looked at.
+    pub(crate) async fn renew(&self, networks: &BTreeSet<NetworkId>) {
+        let mut progress = self.progress.subscribe();
+        {
+            let mut wishes = lock(&self.wishes);
+            wishes.doubted.extend(networks.iter().cloned());
+            wishes.dirty.extend(networks.iter().cloned());
+            self.wake.notify_one();
+        }
+        let pending = || {
+            let wishes = lock(&self.wishes);
+            !networks.is_disjoint(&wishes.doubted) || !networks.is_disjoint(&wishes.at_work)
+        };
+        while pending() && progress.changed().await.is_ok() {}
+    }
+
     fn is_clear(&self) -> bool {
         let wishes = lock(&self.wishes);
         wishes.tables.is_empty() && wishes.dirty.is_empty() && wishes.at_work.is_empty()
-    }
-
-    /// Brings what is wanted into force until cancelled.
-    pub(crate) async fn run(&self, effects: &Effects, closing: CancellationToken) {
-        let mut held = self.sweep(effects).await;
-        let mut failures = Failures::new();
-        while closing.run_until_cancelled(self.pass(effects, &mut held, &mut failures)).await.is_some() {
-            let next = failures.values().map(|failure| failure.not_before).min();
-            let retry = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = self.wake.notified() => {}
-                () = retry => {}
-                () = closing.cancelled() => {}
-            }
-        }
-    }
-
-    /// What the kernel's maps hold from a former process, sorted by network. Entries of no network
-    /// we know are removed.
-    async fn sweep(&self, effects: &Effects) -> BTreeMap<NetworkId, Held> {
-        let mut held: BTreeMap<NetworkId, Held> = BTreeMap::new();
-        let kernel = match effects.balancer.read_back() {
-            Ok(kernel) => kernel,
-            Err(error) => {
-                tracing::warn!(%error, "the balancer's maps cannot be read back");
-                return held;
-            }
-        };
-        let tables = lock(&self.wishes).tables.clone();
-        for (key, backends) in kernel.services {
-            match tables.values().find(|table| table.config.vni == key.vni) {
-                Some(table) => {
-                    held.entry(table.network.clone()).or_default().services.insert(key, backends);
-                }
-                None => report("remove a stale virtual address", effects.balancer.remove_service(key)),
-            }
-        }
-        let ingress = tables.values().find(|table| table.config.ingress);
-        for key in kernel.ports.into_keys() {
-            match ingress {
-                Some(table) => {
-                    held.entry(table.network.clone()).or_default().local_ports.insert(key);
-                }
-                None => report("remove a stale port", effects.balancer.remove_port(key)),
-            }
-        }
-        held
-    }
-
-    /// One look at every network to look at, and at one of those that failed before.
-    async fn pass(&self, effects: &Effects, held: &mut BTreeMap<NetworkId, Held>, failures: &mut Failures) {
-        let (wishes, dead) = self.take(failures, Instant::now());
-        for (network, wish) in wishes {
-            let state = held.entry(network.clone()).or_default();
-            if let Err(error) = bring_into_force(effects, &network, state, wish.as_ref(), &dead).await {
-                tracing::warn!(%network, %error, "network table not in force yet, trying again");
-                let failure = Failure::after(failures.get(&network).copied(), Instant::now());
-                failures.insert(network.clone(), failure);
-                self.done(network, false);
-                continue;
-            }
-            failures.remove(&network);
-            if wish.is_none() {
-                held.remove(&network);
-            }
-            self.publish(network.clone(), wish.map(|wish| wish.served));
-            self.done(network, true);
-        }
     }
 
     fn done(&self, network: NetworkId, well: bool) {
@@ -282,36 +237,34 @@ impl Tables {
         self.progress.send_replace(());
     }
 
-    /// The networks to look at as they are to be, and this node's dead endpoints. Of those that
-    /// failed only the one that is due longest, and last: it may take its time again.
-    fn take(
-        &self,
-        failures: &Failures,
-        now: Instant,
-    ) -> (Vec<(NetworkId, Option<Wish>)>, BTreeSet<EndpointId>) {
+    /// The networks to work on now. Those that failed wait for their time, and never take every place.
+    fn take(&self, failures: &Failures, now: Instant) -> Vec<Job> {
         let mut wishes = lock(&self.wishes);
-        let Wishes { tables, marks, dirty, at_work } = &mut *wishes;
+        let Wishes { tables, marks, dirty, at_work, doubted } = &mut *wishes;
         marks
             .retain(|id, mark| !mark.orphan || tables.values().any(|table| table.endpoints.contains_key(id)));
         let withdrawn: BTreeSet<EndpointId> = marks.keys().cloned().collect();
         let dead = marks.iter().filter(|(_, mark)| mark.dead).map(|(id, _)| id.clone()).collect();
+        let dead: Arc<BTreeSet<EndpointId>> = Arc::new(dead);
         let wish = |sent: &Arc<NetworkTable>| {
             let concerned = withdrawn.iter().any(|id| sent.endpoints.contains_key(id));
             let served = if concerned { Arc::new(sent.without(&withdrawn)) } else { sent.clone() };
             Wish { sent: sent.clone(), served }
         };
-        let (failed, mut networks): (Vec<_>, Vec<_>) =
-            std::mem::take(dirty).into_iter().partition(|network| failures.contains_key(network));
-        let due = |network: &&NetworkId| failures.get(*network).map(|failure| failure.not_before);
-        let retried = failed.iter().filter(|network| due(network) <= Some(now)).min_by_key(due).cloned();
-        dirty.extend(failed.into_iter().filter(|network| Some(network) != retried.as_ref()));
-        networks.extend(retried);
+        let networks = next(dirty, at_work, failures, now);
+        dirty.retain(|network| !networks.contains(network));
         at_work.extend(networks.iter().cloned());
         for network in networks.iter().filter(|network| !tables.contains_key(*network)) {
             // Under the lock: nobody may still count on a network whose removal begins.
             self.publish(network.clone(), None);
         }
-        (networks.into_iter().map(|id| (id.clone(), tables.get(&id).map(wish))).collect(), dead)
+        let job = |network: NetworkId| Job {
+            wish: tables.get(&network).map(wish),
+            dead: dead.clone(),
+            doubted: doubted.remove(&network),
+            network,
+        };
+        networks.into_iter().map(job).collect()
     }
 
     /// Tells everybody what is in force of one network; `None`: it is gone.
@@ -330,111 +283,29 @@ impl Tables {
     }
 }
 
-/// Performs one network's plan, noting in `held` what has been done.
-async fn bring_into_force(
-    effects: &Effects,
-    network: &NetworkId,
-    held: &mut Held,
-    wish: Option<&Wish>,
-    dead: &BTreeSet<EndpointId>,
-) -> Result<()> {
-    let wanted = wish.map(|wish| &*wish.served);
-    let steps = plan::plan(held, wanted, dead);
-    if steps.is_empty() {
-        return Ok(());
-    }
-    // On disk before in force: a restarted agent must not go back behind what it has acknowledged.
-    match wish {
-        Some(wish) => effects.store.put_table(&wish.sent).await?,
-        None => effects.store.remove_table(network).await?,
-    }
-    for step in steps {
-        perform(effects, network, held, wanted, step).await?;
-    }
-    held.released = plan::gone(held, wanted, dead);
-    held.table = wanted.cloned();
-    Ok(())
-}
-
-async fn perform(
-    effects: &Effects,
-    network: &NetworkId,
-    held: &mut Held,
-    wanted: Option<&NetworkTable>,
-    step: Step,
-) -> Result<()> {
-    let Effects { fabric, balancer, resolver, .. } = effects;
-    match (step, wanted) {
-        (Step::ApplyFabric, Some(table)) => fabric.apply_network(table).await?,
-        (Step::PruneFabric, Some(table)) => fabric.prune_network(table).await?,
-        (Step::SetNames, Some(table)) => resolver.set_names(Names::from_table(table)).await?,
-        (Step::ApplyFabric | Step::PruneFabric | Step::SetNames, None) => {}
-        (Step::RemoveFabric, _) => fabric.remove_network(network).await?,
-        (Step::RemoveNames, _) => resolver.remove_names(network).await?,
-        (Step::SetService(key, backends), _) => {
-            balancer.set_service(key, &backends)?;
-            held.services.insert(key, backends);
-        }
-        (Step::RemoveService(key), _) => {
-            balancer.remove_service(key)?;
-            held.services.remove(&key);
-        }
-        (Step::AcceptPorts(ports), _) => {
-            fabric.apply_ports(&ports).await?;
-            held.ports = ports;
-        }
-        (Step::SetPort(key, backends), _) => {
-            balancer.set_port(key, &backends)?;
-            held.local_ports.insert(key);
-        }
-        (Step::RemovePort(key), _) => {
-            balancer.remove_port(key)?;
-            held.local_ports.remove(&key);
-        }
-        (Step::Release(address), _) => {
-            release(effects, network, wanted.or(held.table.as_ref()), address).await;
-            held.released.insert(address);
-        }
-    }
-    Ok(())
-}
-
-/// Resets what this node's clients have open to a dead address, so that they connect anew at once.
-async fn release(effects: &Effects, network: &NetworkId, table: Option<&NetworkTable>, address: IpAddr) {
-    let mut namespaces: Vec<_> = effects
-        .resolver
-        .served()
+/// Which of the networks to look at come next: first those that did not fail, then those that did and
+/// are due longest.
+fn next(
+    dirty: &BTreeSet<NetworkId>,
+    at_work: &BTreeSet<NetworkId>,
+    failures: &Failures,
+    now: Instant,
+) -> Vec<NetworkId> {
+    let free = AT_ONCE.saturating_sub(at_work.len());
+    let retried = at_work.iter().filter(|network| failures.contains_key(*network)).count();
+    let waiting = dirty.iter().filter(|network| !at_work.contains(*network));
+    let (failed, mut networks): (Vec<_>, Vec<_>) =
+        waiting.cloned().partition(|network| failures.contains_key(network));
+    let mut due: Vec<_> = failed
         .into_iter()
-        .filter(|served| served.view.networks.contains(network))
-        .map(|served| served.view.netns)
+        .filter_map(|network| Some((failures.get(&network)?.not_before, network)))
+        .filter(|(at, _)| *at <= now)
         .collect();
-    if table.is_some_and(|table| table.config.ingress) {
-        // Clients on the node itself are led to the tasks at connect time.
-        namespaces.push(Path::new("/proc/self/ns/net").to_owned());
-    }
-    let destroyed = tokio::task::spawn_blocking(move || {
-        for netns in namespaces {
-            match shoal_balancer::destroy_sockets(&netns, address) {
-                Ok(count) => tracing::debug!(netns = %netns.display(), %address, count, "reset sockets"),
-                Err(error) => {
-                    tracing::debug!(netns = %netns.display(), %address, %error, "cannot reset sockets")
-                }
-            }
-        }
-    });
-    let (_, forgotten) = tokio::join!(destroyed, effects.fabric.forget_flows(address));
-    report("forget flows to a dead address", forgotten);
-}
-
-fn report<E: std::fmt::Display>(what: &str, outcome: Result<(), E>) {
-    if let Err(error) = outcome {
-        tracing::warn!(%error, "cannot {what}");
-    }
-}
-
-/// Every port key of a table, for reports.
-pub(crate) fn port_keys(table: &NetworkTable) -> BTreeSet<PortKey> {
-    ports(table).into_keys().map(|(protocol, port)| PortKey { protocol, port }).collect()
+    due.sort();
+    due.truncate(RETRIES_AT_ONCE.saturating_sub(retried));
+    networks.extend(due.into_iter().map(|(_, network)| network));
+    networks.truncate(free);
+    networks
 }
 
 #[cfg(test)]

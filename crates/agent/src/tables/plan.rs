@@ -27,6 +27,9 @@ pub(crate) struct Held {
     pub local_ports: BTreeSet<PortKey>,
     /// Addresses whose clients have already been told.
     pub released: BTreeSet<IpAddr>,
+    /// Kernel or resolver were seen to hold something else than was brought into force: what cannot
+    /// be compared here is to be done again.
+    pub doubted: bool,
 }
 
 /// One thing to do in kernel or resolver.
@@ -100,9 +103,10 @@ pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<E
     let (new_services, new_ports) = wanted.map(|table| (services(table), ports(table))).unwrap_or_default();
     let mut steps = Vec::new();
     let is_new = |table: &NetworkTable| {
-        held.table.as_ref().is_none_or(|old| {
-            old.endpoints != table.endpoints || old.nodes != table.nodes || old.config != table.config
-        })
+        held.doubted
+            || held.table.as_ref().is_none_or(|old| {
+                old.endpoints != table.endpoints || old.nodes != table.nodes || old.config != table.config
+            })
     };
     let fabric_changes = wanted.is_some_and(is_new);
 
@@ -116,7 +120,7 @@ pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<E
     }
     let mut accepted = held.ports.clone();
     accepted.extend(new_ports.clone());
-    if accepted != held.ports {
+    if accepted != held.ports || (held.doubted && !new_ports.is_empty()) {
         steps.push(Step::AcceptPorts(accepted.clone()));
     }
     for (&(protocol, port), backends) in &new_ports {
@@ -127,7 +131,7 @@ pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<E
     }
 
     match wanted {
-        Some(table) if held.table.as_ref() != Some(table) => steps.push(Step::SetNames),
+        Some(table) if held.doubted || held.table.as_ref() != Some(table) => steps.push(Step::SetNames),
         Some(_) => {}
         None => steps.push(Step::RemoveNames),
     }

@@ -14,8 +14,8 @@ fn a_network_whose_removal_has_begun_is_not_counted_on() {
 
     tables.remove(&network);
     assert!(!ready(&tables), "on its way out");
-    let (wishes, _) = tables.take(&Failures::new(), Instant::now());
-    assert!(wishes.iter().all(|(_, wish)| wish.is_none()));
+    let jobs = tables.take(&Failures::new(), Instant::now());
+    assert!(jobs.iter().all(|job| job.wish.is_none()));
     tables.put(table.clone());
     assert!(!ready(&tables), "wanted again, but its removal has begun");
 
@@ -40,13 +40,14 @@ fn an_orphans_mark_lasts_until_the_tables_let_go_of_it() {
     table.services.insert(shoal_model::ServiceId::new("s"), testing::service("web", None, &["t1"]));
     let tables = Tables::new(vec![table.clone()]);
     tables.mark(endpoint.clone(), Some(Mark { dead: true, orphan: true }));
-    let (wishes, dead) = tables.take(&Failures::new(), Instant::now());
-    let served = &wishes[0].1.as_ref().unwrap().served;
+    let jobs = tables.take(&Failures::new(), Instant::now());
+    let served = &jobs[0].wish.as_ref().unwrap().served;
     assert!(served.services.values().all(|service| service.backends.is_empty()));
-    assert!(dead.contains(&endpoint));
+    assert!(jobs[0].dead.contains(&endpoint));
+    tables.done(table.network.clone(), true);
     table.endpoints.clear();
     tables.put(table);
-    assert!(tables.take(&Failures::new(), Instant::now()).1.is_empty());
+    assert!(tables.take(&Failures::new(), Instant::now())[0].dead.is_empty());
     assert!(lock(&tables.wishes).marks.is_empty());
 }
 
@@ -59,13 +60,64 @@ fn a_network_that_fails_keeps_no_other_waiting() {
     assert!(again.not_before > once.not_before);
     let failures = Failures::from([(NetworkId::new("bad"), once), (NetworkId::new("worse"), again)]);
     let taken = |at| -> Vec<String> {
-        tables.take(&failures, at).0.into_iter().map(|(network, _)| network.to_string()).collect()
+        tables.take(&failures, at).into_iter().map(|job| job.network.to_string()).collect()
     };
     assert_eq!(taken(now), ["good"]);
-    assert!(taken(now).is_empty());
     tables.put(testing::table("good", 2));
-    assert_eq!(taken(again.not_before), ["good", "bad"], "one of the failed, after all others");
+    assert!(taken(now).is_empty(), "one at a time for each network");
+    tables.done("good".into(), true);
+    assert_eq!(taken(once.not_before), ["good", "bad"], "what failed comes when it is due, and last");
     assert_eq!(taken(again.not_before), ["worse"]);
+}
+
+#[test]
+fn what_fails_never_takes_every_place() {
+    let ids = |kind: &str, count: usize| -> BTreeSet<NetworkId> {
+        (0..count).map(|number| NetworkId::new(format!("{kind}{number}"))).collect()
+    };
+    let now = Instant::now();
+    let (failed, good) = (ids("failed", 2 * AT_ONCE), ids("good", 2 * AT_ONCE));
+    let failures: Failures =
+        failed.iter().map(|id| (id.clone(), Failure { not_before: now, pause: RETRY_FIRST })).collect();
+    let at_work: BTreeSet<_> = next(&failed, &BTreeSet::new(), &failures, now).into_iter().collect();
+    assert_eq!(at_work.len(), RETRIES_AT_ONCE);
+    let dirty: BTreeSet<_> = failed.union(&good).cloned().collect();
+    let more = next(&dirty, &at_work, &failures, now);
+    assert_eq!(more.len(), AT_ONCE - RETRIES_AT_ONCE);
+    assert!(more.iter().all(|network| good.contains(network)));
+}
+
+#[test]
+fn a_network_is_settled_while_nothing_is_done_about_it() {
+    let table = testing::table("n1", 3);
+    let network = table.network.clone();
+    let tables = Tables::new(vec![table.clone()]);
+    assert!(tables.settled(&network).is_none(), "stored, but not in force");
+    tables.take(&Failures::new(), Instant::now());
+    let in_force = Arc::new(table.clone());
+    tables.publish(network.clone(), Some(in_force.clone()));
+    assert!(tables.settled(&network).is_none(), "still being worked on");
+    tables.done(network.clone(), true);
+    assert!(Arc::ptr_eq(&tables.settled(&network).unwrap(), &in_force));
+    tables.put(table);
+    assert!(tables.settled(&network).is_none(), "about to be looked at");
+}
+
+#[tokio::test]
+async fn a_renewed_network_is_looked_at_from_the_kernel_up() {
+    let table = testing::table("n1", 3);
+    let network = table.network.clone();
+    let tables = Tables::new(vec![table]);
+    tables.take(&Failures::new(), Instant::now());
+    tables.done(network.clone(), true);
+    let networks = BTreeSet::from([network.clone()]);
+    let worked = async {
+        tables.wake.notified().await;
+        let jobs = tables.take(&Failures::new(), Instant::now());
+        assert!(jobs[0].doubted);
+        tables.done(network.clone(), true);
+    };
+    tokio::join!(tables.renew(&networks), worked);
 }
 
 #[test]
@@ -79,7 +131,46 @@ fn nothing_is_cleared_before_its_removal_is_done() {
     assert!(!tables.is_clear(), "its removal has begun");
     tables.done(network.clone(), false);
     assert!(!tables.is_clear(), "its removal has failed");
+    assert!(tables.settled(&network).is_none());
     tables.take(&Failures::new(), Instant::now());
     tables.done(network, true);
     assert!(tables.is_clear());
+}
+
+/// Brings every table into force at once, but for one network, on which the resolver hangs.
+struct Hanging(NetworkId);
+
+impl work::Force for Hanging {
+    fn sweep(&self, _: &BTreeMap<NetworkId, Arc<NetworkTable>>) -> BTreeMap<NetworkId, plan::Held> {
+        BTreeMap::new()
+    }
+
+    async fn perform(&self, job: &Job, held: &mut plan::Held) -> Result<()> {
+        if job.network == self.0 {
+            std::future::pending::<()>().await;
+        }
+        held.table = job.wish.as_ref().map(|wish| NetworkTable::clone(&wish.served));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_network_that_hangs_keeps_no_other_waiting() {
+    let tables = Tables::new(vec![testing::table("hangs", 1), testing::table("n1", 1)]);
+    let closing = tokio_util::sync::CancellationToken::new();
+    let follows = async {
+        let mut in_force = tables.in_force();
+        for revision in 1..=100 {
+            tables.put(testing::table("n1", revision));
+            let is_there = |tables: &InForce| {
+                tables.get(&"n1".into()).is_some_and(|table| table.version.revision == revision)
+            };
+            in_force.wait_for(is_there).await.unwrap();
+        }
+        assert!(tables.settled(&"hangs".into()).is_none());
+        closing.cancel();
+    };
+    let hanging = Hanging("hangs".into());
+    let run = tables.run(&hanging, closing.clone());
+    tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(run, follows) }).await.unwrap();
 }

@@ -4,16 +4,42 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::get;
+use shoal_model::{ClusterReport, NodeVerdict};
 
 use crate::body;
-use crate::engine::{Engine, NodeSide};
+use crate::engine::{ClusterSide, Engine, NodeSide};
 use crate::error::Result;
 
 pub(super) fn routes() -> Router<Engine> {
-    Router::new().route("/shoal/node/tables", get(tables))
+    Router::new()
+        .route("/shoal/node/tables", get(tables))
+        .route("/shoal/node/verify", get(verify_node))
+        .route("/shoal/verify", get(verify))
 }
 
 /// The network tables this node holds, against what its kernel and resolver really have.
 async fn tables(State(node): State<NodeSide>) -> Result<Response> {
     Ok(body::ok(&node.agent.tables().await?))
+}
+
+/// Everything this node really has, and what it has found since its daemon started.
+async fn verify_node(State(node): State<NodeSide>) -> Result<Response> {
+    Ok(body::ok(&node.agent.verify().await?))
+}
+
+/// The whole cluster, as every node sees itself; where no manager runs, this node alone.
+async fn verify(State(cluster): State<ClusterSide>, State(node): State<NodeSide>) -> Result<Response> {
+    if let Some(manager) = cluster.swarm.manager() {
+        return Ok(body::ok(&manager.verify().await));
+    }
+    let report = node.agent.verify().await?;
+    let alone = NodeVerdict {
+        id: report.node.clone(),
+        name: node.agent.description().hostname,
+        error: None,
+        report: Some(report),
+        current: None,
+        behind: Vec::new(),
+    };
+    Ok(body::ok(&ClusterReport { nodes: vec![alone], refused_requests: 0 }))
 }

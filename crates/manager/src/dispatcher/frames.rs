@@ -90,3 +90,6 @@ impl Sent {
         Some(Message::Assignments(Assignments { complete, put, remove }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,9 @@ use shoal_model::{NetworkId, Node, NodeDescription, NodeId, Object, TableVersion
 use shoal_protocol::session::dispatcher_server::Dispatcher as DispatcherService;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
-use shoal_protocol::session::{Hello, ManagerMessage, NodeMessage, Surroundings, TableAck, Welcome};
+use shoal_protocol::session::{
+    Hello, ManagerMessage, NodeMessage, Surroundings, TableAck, TableRefusal, Welcome,
+};
 use shoal_protocol::{MalformedPayload, decode, negotiate};
 use shoal_store::State;
 use tokio::sync::{Notify, mpsc, watch};
@@ -20,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::frames::Sent;
 use super::guests::Statement;
 use super::hub::NodeView;
-use super::{Dispatcher, Event, Peer, Report};
+use super::{Dispatcher, Event, Outlet, Peer, Report};
 use crate::Error;
 use crate::plan::Patience;
 
@@ -28,6 +30,8 @@ use crate::plan::Patience;
 const FRAMES_MAX: usize = 16;
 /// Log subscriptions and the like that may wait.
 const ORDERS_MAX: usize = 256;
+/// Requests for whole tables that may wait.
+const REQUESTS_MAX: usize = 1024;
 /// A node says hello at once.
 const HELLO_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often the clock is compared with the end of a certificate.
@@ -166,10 +170,37 @@ fn malformed(error: MalformedPayload) -> Status {
 }
 
 /// Tables the node asks to have again, whole.
-#[derive(Default)]
-struct Requests {
+struct Requests<'a> {
+    dispatcher: &'a Dispatcher,
+    node: &'a NodeId,
     networks: Mutex<BTreeSet<NetworkId>>,
     asked: Notify,
+}
+
+impl<'a> Requests<'a> {
+    fn new(dispatcher: &'a Dispatcher, node: &'a NodeId) -> Self {
+        Self { dispatcher, node, networks: Mutex::default(), asked: Notify::new() }
+    }
+
+    fn add(&self, network: NetworkId) -> Result<(), Status> {
+        let mut networks = lock(&self.networks);
+        if networks.len() >= REQUESTS_MAX {
+            return Err(Status::resource_exhausted("too many tables asked for"));
+        }
+        networks.insert(network);
+        self.asked.notify_one();
+        Ok(())
+    }
+
+    /// A node has tables of the networks it is on, and of no others.
+    fn refuse(&self, network: &NetworkId) -> Down {
+        let node = self.node;
+        tracing::warn!(%node, %network, "refused the table of a network that the node is not on");
+        self.dispatcher.refused.fetch_add(1, Ordering::Relaxed);
+        let reason = format!("node {node} has nothing on network {network}");
+        let refusal = TableRefusal { network_id: network.to_string(), reason };
+        Down::TableRefused(refusal)
+    }
 }
 
 async fn run(
@@ -183,15 +214,17 @@ async fn run(
     let id = dispatcher.next_session.fetch_add(1, Ordering::Relaxed);
     let (view, views) = watch::channel(Arc::default());
     let (outlet, orders) = mpsc::channel(ORDERS_MAX);
-    if lock(&dispatcher.outlets).insert(node.clone(), (id, outlet)).is_some() {
-        // What was subscribed in the session before ended with it.
+    let outlet = Outlet { session: id, orders: outlet, view: views.clone() };
+    if lock(&dispatcher.outlets).insert(node.clone(), outlet).is_some() {
+        // What was subscribed and asked in the session before ended with it.
         dispatcher.logs.node_left(&node);
+        dispatcher.questions.node_left(&node);
     }
     let opened = Event::Opened { node: node.clone(), id, description, held: held.clone(), view };
     if dispatcher.events.send(opened).await.is_err() {
         return;
     }
-    let requests = Requests::default();
+    let requests = Requests::new(&dispatcher, &node);
     let stop = dispatcher.shared.stop.clone();
     let surroundings = dispatcher.surroundings.clone();
     let mut outgoing =
@@ -247,7 +280,7 @@ impl Outgoing {
 
     /// Sends what the node is to know. Ends when the hub lets go of the view: the node opened a newer
     /// session, or is no member any more.
-    async fn send(&mut self, welcome: Welcome, requests: &Requests) -> Option<()> {
+    async fn send(&mut self, welcome: Welcome, requests: &Requests<'_>) -> Option<()> {
         self.say(Down::Welcome(welcome)).await?;
         self.surroundings.mark_changed();
         // The first view comes from the hub once it knows of the session.
@@ -257,10 +290,15 @@ impl Outgoing {
                 let surroundings = self.surroundings.borrow_and_update().clone();
                 self.say(Down::Surroundings(surroundings)).await?;
             }
-            for network in std::mem::take(&mut *lock(&requests.networks)) {
-                self.sent.forget_table(&network);
-            }
             let view = self.views.borrow_and_update().clone();
+            let asked = std::mem::take(&mut *lock(&requests.networks));
+            for network in asked {
+                if view.tables.contains_key(&network) {
+                    self.sent.forget_table(&network);
+                } else {
+                    self.say(requests.refuse(&network)).await?;
+                }
+            }
             for frame in self.sent.frames(&view) {
                 self.down.send(Ok(frame)).await.ok()?;
             }
@@ -283,7 +321,7 @@ async fn receive(
     node: &NodeId,
     id: u64,
     mut inbound: Streaming<NodeMessage>,
-    requests: &Requests,
+    requests: &Requests<'_>,
     silence: Duration,
 ) -> Option<Status> {
     loop {
@@ -309,7 +347,7 @@ async fn take(
     node: &NodeId,
     id: u64,
     message: Up,
-    requests: &Requests,
+    requests: &Requests<'_>,
 ) -> Result<(), Status> {
     let stopping = |_| Status::unavailable("the manager is stopping");
     let heard = match message {
@@ -337,8 +375,7 @@ async fn take(
                     }
                 }
                 Up::TableRequest(request) => {
-                    lock(&requests.networks).insert(NetworkId::new(&request.network_id));
-                    requests.asked.notify_one();
+                    requests.add(NetworkId::new(&request.network_id))?;
                 }
                 Up::LogData(data) => dispatcher.logs.take(node, data),
                 Up::Guests(statement) => {
@@ -355,6 +392,7 @@ async fn take(
                         .await
                         .map_err(|_| Status::unavailable("the manager is stopping"))?;
                 }
+                Up::VerifyReport(report) => dispatcher.questions.take(node, report),
                 Up::Heartbeat(_) | Up::Ack(_) | Up::Description(_) => {}
             }
             Event::Heard { node: node.clone(), id }

@@ -1,5 +1,7 @@
 //! A manager with a real store and a real socket, and a node that follows a script.
 
+mod several;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -92,15 +94,30 @@ struct FakeNode {
     /// The answers to the newest statement on guests.
     answers: (u64, Vec<GuestAnswer>),
     catalogue: Option<Vec<Network>>,
+    /// Ids of the requests to verify.
+    questions: Vec<u64>,
+    refused: Vec<NetworkId>,
 }
 
 impl FakeNode {
     async fn connect(socket: PathBuf, node: &NodeId, held: Vec<TableAck>) -> Result<Self, tonic::Status> {
+        Self::connect_with(socket, node, held, None).await
+    }
+
+    /// With a window, so much only is under way to a node that does not read.
+    async fn connect_with(
+        socket: PathBuf,
+        node: &NodeId,
+        held: Vec<TableAck>,
+        window: Option<u32>,
+    ) -> Result<Self, tonic::Status> {
         let connect = tower::service_fn(move |_| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        let endpoint = tonic::transport::Endpoint::from_static("http://manager");
+        let endpoint = tonic::transport::Endpoint::from_static("http://manager")
+            .initial_stream_window_size(window)
+            .initial_connection_window_size(window);
         let channel = endpoint.connect_with_connector(connect).await.unwrap();
         let (up, outbound) = mpsc::channel(64);
         let hello = Hello {
@@ -125,6 +142,8 @@ impl FakeNode {
             granted: 0,
             answers: (0, Vec::new()),
             catalogue: None,
+            questions: Vec::new(),
+            refused: Vec::new(),
         })
     }
 
@@ -187,6 +206,8 @@ impl FakeNode {
                 self.catalogue =
                     Some(catalogue.networks.iter().map(|network| decode(network).unwrap()).collect());
             }
+            Down::Verify(request) => self.questions.push(request.id),
+            Down::TableRefused(refusal) => self.refused.push(NetworkId::new(refusal.network_id)),
         }
     }
 

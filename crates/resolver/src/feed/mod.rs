@@ -68,11 +68,14 @@ pub struct SandboxState {
     pub ports: DnsPorts,
 }
 
-/// The names of one network, counted.
+/// The names of one network, in short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkState {
     pub version: TableVersion,
     pub names: usize,
+    /// [`Names::digest`]; `None` from a process that does not tell.
+    #[serde(default)]
+    pub digest: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -195,7 +195,7 @@ impl Registry {
     }
 
     async fn save_sandboxes(&self, served: &Served) -> Result<()> {
-        let states = served.state().sandboxes;
+        let states = served.sandbox_states();
         self.on_disk(move |disk| disk.save_sandboxes(&states)).await
     }
 
@@ -248,17 +248,18 @@ impl Served {
         self.networks.retain(|_, slot| Arc::strong_count(slot) > 1 || !slot.load().is_unknown());
     }
 
+    fn sandbox_states(&self) -> BTreeMap<String, SandboxState> {
+        self.sandboxes.iter().map(|(id, sandbox)| (id.clone(), sandbox.state.clone())).collect()
+    }
+
     fn state(&self) -> State {
-        let sandboxes = self.sandboxes.iter().map(|(id, sandbox)| (id.clone(), sandbox.state.clone()));
         let networks = self.networks.iter().filter_map(|(id, slot)| {
             let names = slot.load();
-            let state = NetworkState { version: names.version, names: names.len() };
+            let digest = Some(names.digest());
+            let state = NetworkState { version: names.version, names: names.len(), digest };
             (!names.is_unknown()).then(|| (id.clone(), state))
         });
-        State {
-            sandboxes: sandboxes.collect::<BTreeMap<String, SandboxState>>(),
-            networks: networks.collect(),
-        }
+        State { sandboxes: self.sandbox_states(), networks: networks.collect() }
     }
 }
 
