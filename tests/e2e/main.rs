@@ -8,6 +8,7 @@ mod containers;
 mod dns;
 mod docs;
 mod drain;
+mod drift;
 mod guests;
 mod host;
 mod ipv6;

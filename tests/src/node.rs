@@ -18,11 +18,13 @@ pub struct NodeOptions {
     pub name: String,
     /// A containerd of the node's own, which the test may kill.
     pub own_containerd: bool,
+    /// Seconds between two looks at what kernel and resolver hold; 0: never.
+    pub verify_period: u64,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { name: "node1".to_owned(), own_containerd: false }
+        Self { name: "node1".to_owned(), own_containerd: false, verify_period: 10 }
     }
 }
 

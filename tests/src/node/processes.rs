@@ -19,6 +19,7 @@ impl Node {
             ("--resolv-conf", path("resolv.conf")),
             ("--containerd", self.containerd_socket().display().to_string()),
             ("--containerd-namespace", self.containerd_namespace.clone()),
+            ("--verify-period", self.options.verify_period.to_string()),
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
