@@ -15,6 +15,7 @@ use redb::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+use crate::compare::{Revisions, first_unmet};
 use crate::history::History;
 use crate::{CommitError, Conflict, Error, Expect, Fence, Record, Store, Watch, Write};
 
@@ -301,35 +302,25 @@ fn write(records: &mut Records<'_>, writes: &[Write], revision: u64) -> Result<(
     Ok(())
 }
 
-fn first_unmet(records: &Records<'_>, expect: &[Expect]) -> Result<Option<Expect>, redb::Error> {
-    let revision = |key: &str| -> Result<Option<u64>, redb::Error> {
-        Ok(records.get(key)?.map(|value| value.value().0))
-    };
-    for expected in expect {
-        let met = match expected {
-            Expect::Absent(key) => revision(key)?.is_none(),
-            Expect::At(key, at) => revision(key)? == Some(*at),
-            Expect::Exists(key) => revision(key)?.is_some(),
-            Expect::NoneNewer(prefix, after) => none_newer(records, prefix, *after)?,
-        };
-        if !met {
-            return Ok(Some(expected.clone()));
-        }
-    }
-    Ok(None)
-}
+impl Revisions for Records<'_> {
+    type Error = redb::Error;
 
-fn none_newer(records: &Records<'_>, prefix: &str, after: u64) -> Result<bool, redb::Error> {
-    for entry in records.range(prefix..)? {
-        let (key, value) = entry?;
-        if !key.value().starts_with(prefix) {
-            break;
-        }
-        if value.value().0 > after {
-            return Ok(false);
-        }
+    fn of(&self, key: &str) -> Result<Option<u64>, redb::Error> {
+        Ok(self.get(key)?.map(|value| value.value().0))
     }
-    Ok(true)
+
+    fn any_newer(&self, prefix: &str, after: u64) -> Result<bool, redb::Error> {
+        for entry in self.range(prefix..)? {
+            let (key, value) = entry?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            if value.value().0 > after {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@
 //! its last change, a watch replays the commits after a revision or says that there is a gap.
 #![forbid(unsafe_code)]
 
+mod compare;
 mod embedded;
 mod history;
 mod state;
 mod store;
 
+pub use compare::{Revisions, first_unmet};
 pub use embedded::{Embedded, SCHEMA};
 pub use state::{State, UnreadableRecord};
 pub use store::{CommitError, Conflict, Error, Event, Expect, Fence, Record, Store, Watch, Watched, Write};
