@@ -223,12 +223,16 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
     // Before the description is made, so that no change is missed.
     let mut routes = node.routes();
     routes.mark_unchanged();
+    // A table on its way into force counts for nothing, but who does not want it any more has to say so.
+    let underway = node.tables().wanted().into_iter().filter(|network| !held.contains_key(network));
+    let underway = underway.map(|network| TableAck::new(&network, TableVersion::default()));
+    let in_force = held.values().map(|table| TableAck::new(&table.network, table.version));
     let hello = Hello {
         node_id: member.node.to_string(),
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
         description: encode(&node.description()),
-        held: held.values().map(|table| TableAck::new(&table.network, table.version)).collect(),
+        held: in_force.chain(underway).collect(),
     };
     let told = held.iter().map(|(network, table)| (network.clone(), table.version)).collect();
     // There is room: nothing has been sent yet.

@@ -269,6 +269,20 @@ async fn a_table_is_acknowledged_when_it_is_in_force_and_not_before() {
 }
 
 #[tokio::test]
+async fn a_table_that_is_not_in_force_yet_is_named_without_a_version() {
+    let mut stage = Stage::set();
+    let mut first = stage.accept().await;
+    first.welcome().await;
+    let table = testing::table("n1", 5);
+    first.send(Down::Table(encode(&table))).await;
+    until("the table is taken", || stage.node.tables.sent(&table.network).is_some()).await;
+    drop(first);
+    let hello = stage.accept().await.welcome().await;
+    let held: Vec<_> = hello.held.iter().map(TableAck::parts).collect();
+    assert_eq!(held, [(table.network, TableVersion::default())]);
+}
+
+#[tokio::test]
 async fn a_delta_that_does_not_fit_is_answered_with_a_request() {
     let mut stage = Stage::set();
     let mut session = stage.accept().await;
