@@ -103,25 +103,32 @@ fn is_misplaced(planner: &Planner<'_>, task: &Task, node: &Node) -> bool {
 
 fn replace_ended(planner: &mut Planner<'_>, service: &Service) {
     for (number, slot) in slots(planner.state(), &service.id) {
+        let (mut stays, mut replaced) = (false, None);
         for task in slot.iter().filter(|task| is_wanted(task)) {
-            let Some(end) = end_of(planner, task) else { continue };
+            let Some(end) = end_of(planner, task) else {
+                stays = true;
+                continue;
+            };
             // Preparing it failed before its time had come: the next attempt has to wait for that
             // time, too, or a missing image would be looked for without a pause.
             if task.start_after.is_some_and(|at| matches!(end, End::Own) && !planner.is_past(at)) {
+                stays = true;
                 continue;
             }
             want(planner, task, TaskState::Shutdown);
-            let others = slot.iter().any(|other| other.id != task.id && is_wanted(other));
-            if others || !restarts(planner, service, &slot, task) {
-                continue;
-            }
-            let delay = match end {
-                End::Own => service.spec.task.restart.delay,
-                End::Node => Duration::ZERO,
-            };
-            let start_after = after(planner.now.wall, delay);
-            create(planner, service, number, TaskState::Ready, Some(start_after));
+            replaced.get_or_insert((task, end));
         }
+        // During an update a slot may lose its old and its new task at once: one replaces both.
+        let Some((task, end)) = replaced.filter(|_| !stays) else { continue };
+        if !restarts(planner, service, &slot, task) {
+            continue;
+        }
+        let delay = match end {
+            End::Own => service.spec.task.restart.delay,
+            End::Node => Duration::ZERO,
+        };
+        let start_after = after(planner.now.wall, delay);
+        create(planner, service, number, TaskState::Ready, Some(start_after));
     }
 }
 

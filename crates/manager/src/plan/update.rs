@@ -48,22 +48,18 @@ fn roll(planner: &mut Planner<'_>, service: &Service) {
 }
 
 fn replace(planner: &mut Planner<'_>, service: &Service, number: u64, slot: &Slot, order: UpdateOrder) {
-    match order {
-        UpdateOrder::StartFirst if slot.iter().any(|task| task.is_serving()) => {
-            // The old task serves on; after a failed attempt the restart delay is kept.
-            let failed = slot.iter().find(|task| !is_wanted(task) && task.status.state.is_terminal());
-            let failed = failed.filter(|task| !is_outdated(planner, service, task));
-            let delay = service.spec.task.restart.delay;
-            let start_after = failed.map(|task| after(task.status.timestamp, delay));
-            create(planner, service, number, TaskState::Ready, start_after);
-        }
-        UpdateOrder::StartFirst | UpdateOrder::StopFirst => {
-            for task in slot.iter().filter(|task| is_wanted(task)) {
-                want(planner, task, TaskState::Shutdown);
-            }
-            create(planner, service, number, TaskState::Ready, None);
-        }
+    // One task serves on. An update before this one is over, however far it has come.
+    let mut serving = slot.iter().filter(|task| task.is_serving() && order == UpdateOrder::StartFirst);
+    let serving = serving.clone().find(|task| planner.is_in_service(task)).or(serving.next());
+    for task in slot.iter().filter(|task| is_wanted(task) && serving.is_none_or(|kept| kept.id != task.id)) {
+        want(planner, task, TaskState::Shutdown);
     }
+    // After a failed attempt to replace it the restart delay is kept.
+    let failed = slot.iter().find(|task| !is_wanted(task) && task.status.state.is_terminal());
+    let failed = failed.filter(|task| serving.is_some() && !is_outdated(planner, service, task));
+    let delay = service.spec.task.restart.delay;
+    let start_after = failed.map(|task| after(task.status.timestamp, delay));
+    create(planner, service, number, TaskState::Ready, start_after);
 }
 
 fn progress(planner: &mut Planner<'_>, service: &Service, slot: &Slot) -> Progress {
@@ -114,3 +110,6 @@ fn is_outdated(planner: &Planner<'_>, service: &Service, task: &Task) -> bool {
 fn same_ports(a: &[PortConfig], b: &[PortConfig]) -> bool {
     a.len() == b.len() && a.iter().all(|port| b.contains(port))
 }
+
+#[cfg(test)]
+mod tests;

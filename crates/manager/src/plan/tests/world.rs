@@ -146,7 +146,7 @@ impl World {
 
     /// What must hold after every single commit.
     fn check(&self) {
-        let (mut addresses, mut wanted, mut ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut addresses, mut wanted, mut ports) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
         let mut claim = |network: &NetworkId, address: IpAddr| {
             assert!(addresses.insert((network.clone(), address)), "{address} twice on {network}");
         };
@@ -167,8 +167,12 @@ impl World {
             node.ingress.iter().for_each(|held| claim(&held.network, held.address.addr()));
         }
         for task in self.state.tasks().filter(|task| task.desired <= TaskState::Running) {
-            // No service here starts the new task first.
-            assert!(wanted.insert((task.service.clone(), task.slot)), "slot twice: {}", task.name());
+            let service = self.state.service(&task.service);
+            let update = service.and_then(|service| service.spec.update.as_ref());
+            let takes_over = update.is_some_and(|update| update.order == UpdateOrder::StartFirst);
+            let slot: &mut usize = wanted.entry((task.service.clone(), task.slot)).or_default();
+            *slot += 1;
+            assert!(*slot <= if takes_over { 2 } else { 1 }, "slot twice: {}", task.name());
         }
         let claims: BTreeSet<String> =
             self.objects().flat_map(|object| claims(&object)).map(|it| it.to_string()).collect();
