@@ -77,10 +77,10 @@ enum Event {
 }
 
 /// One status as a node reported it.
-struct Report {
-    node: NodeId,
-    task: TaskId,
-    status: TaskStatus,
+pub(crate) struct Report {
+    pub(crate) node: NodeId,
+    pub(crate) task: TaskId,
+    pub(crate) status: TaskStatus,
 }
 
 /// A connected node, seen from outside of its session.
@@ -272,7 +272,7 @@ fn take(hub: &mut Hub, views: &mut Views, event: Event, now: Duration) {
 }
 
 /// The newest status of each task, by the node that reported it.
-type Waiting = BTreeMap<(NodeId, TaskId), TaskStatus>;
+pub(crate) type Waiting = BTreeMap<(NodeId, TaskId), TaskStatus>;
 
 /// Commits the nodes' reports in batches. What cannot be stored waits and is tried again: a node says
 /// it once in a session only.
@@ -315,7 +315,7 @@ async fn write_statuses(shared: Arc<Shared>, mut reports: mpsc::Receiver<Report>
     }
 }
 
-fn gather(waiting: &mut Waiting, report: Report) {
+pub(crate) fn gather(waiting: &mut Waiting, report: Report) {
     let Report { node, task, status } = report;
     match waiting.entry((node, task)) {
         Entry::Vacant(first) => {
@@ -329,7 +329,7 @@ fn gather(waiting: &mut Waiting, report: Report) {
 }
 
 /// A node speaks for its own tasks only.
-fn advance(draft: &mut crate::draft::Draft, node: &NodeId, id: &TaskId, status: &TaskStatus) {
+pub(crate) fn advance(draft: &mut crate::draft::Draft, node: &NodeId, id: &TaskId, status: &TaskStatus) {
     let Some(task) = draft.state().task(id) else { return };
     if task.node.as_ref() != Some(node) {
         tracing::warn!(%node, task = %id, "report on a task of another node ignored");

@@ -17,6 +17,8 @@ mod leader;
 mod logs;
 mod manager;
 pub mod plan;
+#[cfg(test)]
+mod simulation;
 pub mod table;
 mod verify;
 

@@ -1,0 +1,248 @@
+//! What users ask for, through the code that serves them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rand::Rng;
+use rand::rngs::StdRng;
+use shoal_model::*;
+
+use super::machine::Machine;
+use super::script::with_availability;
+use super::world::World;
+use crate::cluster::begin;
+use crate::draft::{Draft, commit_of};
+use crate::plan::Now;
+use crate::plan::tests::{port, spec};
+use crate::{ControlError, InitOptions, control};
+
+/// A number that picks one of what there is when the wish is granted.
+type Pick = u64;
+
+#[derive(Debug, Clone)]
+pub(super) enum Wish {
+    CreateNetwork { v6: bool },
+    RemoveNetwork(Pick),
+    CreateService { replicas: u64, networks: Pick, published: bool, update: UpdateConfig, delay: Duration },
+    Scale { service: Pick, replicas: u64 },
+    Update { service: Pick },
+    Join { service: Pick, networks: Pick },
+    Rollback(Pick),
+    RemoveService(Pick),
+    Availability { node: usize, to: Availability },
+    RemoveNode { node: usize, force: bool },
+    RemoveServices,
+    RemoveNetworks,
+}
+
+/// Networks and services there may be at a time.
+const NETWORKS_MAX: usize = 3;
+const SERVICES_MAX: usize = 3;
+/// So many tasks each. All of them together fit into one network.
+const REPLICAS_MAX: u64 = 3;
+/// Prefix length of every network: small ones use their addresses again soon.
+const SUBNET_SIZE: u8 = 28;
+
+fn pick<T>(from: &[T], number: Pick) -> Option<&T> {
+    from.get((number % from.len().max(1) as u64) as usize)
+}
+
+fn services(draft: &Draft) -> Vec<Arc<Service>> {
+    draft.state().services().cloned().collect()
+}
+
+fn networks(draft: &Draft) -> Vec<Arc<Network>> {
+    draft.state().networks().filter(|network| !network.spec.ingress).cloned().collect()
+}
+
+impl Wish {
+    pub(super) fn random(rng: &mut StdRng, nodes: usize) -> Self {
+        let number: Pick = rng.random();
+        let replicas = rng.random_range(0..=REPLICAS_MAX);
+        match rng.random_range(0..100) {
+            0..10 => Self::CreateNetwork { v6: rng.random_bool(0.2) },
+            10..13 => Self::RemoveNetwork(number),
+            13..38 => Self::CreateService {
+                replicas: replicas.max(1),
+                networks: number,
+                published: rng.random_bool(0.4),
+                update: update_config(rng),
+                delay: Duration::from_millis(rng.random_range(0..3_000)),
+            },
+            38..52 => Self::Scale { service: number, replicas },
+            52..70 => Self::Update { service: number },
+            70..73 => Self::Join { service: number, networks: rng.random() },
+            73..76 => Self::Rollback(number),
+            76..84 => Self::RemoveService(number),
+            84..86 => Self::RemoveNode { node: rng.random_range(0..nodes), force: rng.random_bool(0.3) },
+            _ => {
+                let node = rng.random_range(0..nodes);
+                let to = match rng.random_range(0..5) {
+                    0 => Availability::Pause,
+                    1 | 2 => Availability::Drain,
+                    _ => Availability::Active,
+                };
+                Self::Availability { node, to }
+            }
+        }
+    }
+
+    /// What the manager's shell does with it, but for the commit.
+    pub(super) fn decide(
+        &self,
+        draft: &mut Draft,
+        now: Now,
+        ids: &mut IdGenerator,
+    ) -> Result<(), ControlError> {
+        let services = services(draft);
+        let networks = networks(draft);
+        match self {
+            Self::CreateNetwork { v6 } if networks.len() < NETWORKS_MAX => {
+                let name = (0..).map(|number| format!("net{number}"));
+                let name = name.into_iter().find(|name| draft.state().network_named(name).is_none());
+                let spec = network_spec(name.unwrap_or_default(), *v6, free_pool(&networks));
+                control::create_network(draft, now, ids, spec).map(drop)
+            }
+            Self::CreateService { replicas, networks: bits, published, update, delay }
+                if services.len() < SERVICES_MAX =>
+            {
+                let name = (0..).map(|number| format!("s{number}"));
+                let name = name.into_iter().find(|name| draft.state().service_named(name).is_none());
+                let mut declared = spec(&name.unwrap_or_default(), *replicas, &[]);
+                declared.task.networks = targets(&networks, *bits);
+                declared.task.restart.delay = *delay;
+                declared.update = Some(update.clone());
+                declared.endpoint.ports.extend(published.then(|| port(0)));
+                control::create_service(draft, now, ids, declared).map(drop)
+            }
+            Self::CreateNetwork { .. } | Self::CreateService { .. } => Ok(()),
+            Self::RemoveNetwork(number) => match pick(&networks, *number) {
+                Some(network) => control::remove_network(draft, &network.id).map(drop),
+                None => Ok(()),
+            },
+            Self::Scale { service, replicas } => change(draft, &services, *service, |spec| {
+                spec.mode = ServiceMode::Replicated { replicas: *replicas };
+            }),
+            Self::Update { service } => {
+                change(draft, &services, *service, |spec| spec.task.force_update += 1)
+            }
+            Self::Join { service, networks: bits } => {
+                let targets = targets(&networks, *bits);
+                change(draft, &services, *service, |spec| spec.task.networks = targets)
+            }
+            Self::Rollback(number) => match pick(&services, *number) {
+                Some(service) => {
+                    control::rollback_service(draft, &service.id, service.meta.version).map(drop)
+                }
+                None => Ok(()),
+            },
+            Self::RemoveService(number) => match pick(&services, *number) {
+                Some(service) => control::remove_service(draft, &service.id),
+                None => Ok(()),
+            },
+            Self::Availability { node, to } => {
+                let id = node_id(*node);
+                let Some(node) = draft.state().node(&id).cloned() else { return Ok(()) };
+                control::update_node(draft, &id, node.meta.version, with_availability(&node.spec, *to))
+            }
+            Self::RemoveNode { node, force } => control::remove_node(draft, &node_id(*node), *force),
+            Self::RemoveServices => {
+                services.iter().try_for_each(|service| control::remove_service(draft, &service.id))
+            }
+            Self::RemoveNetworks => {
+                networks.iter().try_for_each(|network| control::remove_network(draft, &network.id).map(drop))
+            }
+        }
+    }
+}
+
+fn update_config(rng: &mut StdRng) -> UpdateConfig {
+    UpdateConfig {
+        parallelism: rng.random_range(0..=2),
+        delay: Duration::from_millis(rng.random_range(0..500)),
+        order: if rng.random_bool(0.5) { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst },
+        ..UpdateConfig::default()
+    }
+}
+
+fn targets(networks: &[Arc<Network>], bits: Pick) -> Vec<NetworkTarget> {
+    let chosen = networks.iter().enumerate().filter(|(index, _)| bits >> index & 1 == 1);
+    chosen.map(|(_, network)| NetworkTarget { network: network.id.clone(), aliases: Vec::new() }).collect()
+}
+
+fn change(
+    draft: &mut Draft,
+    services: &[Arc<Service>],
+    number: Pick,
+    how: impl FnOnce(&mut ServiceSpec),
+) -> Result<(), ControlError> {
+    let Some(service) = pick(services, number) else { return Ok(()) };
+    let mut spec = service.spec.clone();
+    how(&mut spec);
+    control::update_service(draft, &service.id, service.meta.version, spec).map(drop)
+}
+
+/// A subnet that is soon used up.
+fn free_pool(networks: &[Arc<Network>]) -> AddressPool {
+    let used = |subnet: IpNet| {
+        let pools = networks.iter().flat_map(|network| &network.spec.pools);
+        pools.into_iter().any(|pool| pool.subnet == subnet)
+    };
+    let subnets = (0..=255).map(|third| IpNet::new_assert(IpAddr::from([10, 77, third, 0]), SUBNET_SIZE));
+    let subnet = subnets.into_iter().find(|subnet| !used(*subnet)).expect("a free subnet");
+    AddressPool { subnet, gateway: None, range: None, reserved: Default::default() }
+}
+
+fn network_spec(name: String, ipv6: bool, pool: AddressPool) -> NetworkSpec {
+    NetworkSpec {
+        name,
+        labels: Labels::new(),
+        driver: NetworkDriver::Overlay,
+        options: Labels::new(),
+        internal: false,
+        attachable: false,
+        ingress: false,
+        ipv6,
+        pools: vec![pool],
+    }
+}
+
+pub(super) fn node_id(number: usize) -> NodeId {
+    NodeId::new(format!("node-{number}"))
+}
+
+impl World {
+    /// The cluster's first objects.
+    pub(super) fn found(&mut self) {
+        let mut ids = IdGenerator::from_seed(self.rng.random());
+        let mut draft = Draft::new(self.truth.clone(), self.wall());
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let options = InitOptions {
+            node_name: "node-0".into(),
+            listen: (address, 2377).into(),
+            advertise: (address, 2377).into(),
+            data_path_address: address,
+            spec: ClusterSpec { default_subnet_size: 26, ..ClusterSpec::default() },
+            availability: Availability::Active,
+            description: NodeDescription::default(),
+        };
+        let first = begin(&mut draft, &options, Authority::default(), self.wall(), &mut ids);
+        let first = draft.state().node(&first).cloned().expect("the first node");
+        draft.remove(ObjectKey::Node(first.id.clone()));
+        for number in 0..self.weather.nodes {
+            let mut node = Node::clone(&first);
+            node.id = node_id(number);
+            node.description.hostname = node.id.to_string();
+            node.spec.role = if number == 0 { NodeRole::Manager } else { NodeRole::Worker };
+            node.data_path_address = IpAddr::from([192, 0, 2, number as u8 + 1]);
+            node.status.address = node.data_path_address;
+            self.machines.push(Machine::new(node.id.clone()));
+            draft.put(Object::Node(node));
+        }
+        let (expect, writes) = commit_of(&draft.into_changes(), &self.truth).expect("nothing twice");
+        let (revision, events) = self.store.commit(&expect, writes).expect("an empty store");
+        self.check_commit(revision, &events);
+    }
+}
