@@ -175,3 +175,26 @@ fn the_authority_is_rotated_under_running_tasks_and_waits_for_a_node_that_is_awa
 fn root(cluster: &Cluster) -> String {
     cluster.docker(&["swarm", "ca"]).ok()
 }
+
+#[test]
+fn a_removed_node_is_out_at_once_and_stops_what_it_ran() {
+    let cluster = Cluster::start(2);
+    let there = ["--constraint", "node.hostname==node2"];
+    cluster.service("app", 1, &there, &["idle"]);
+    cluster.docker(&["node", "rm", "--force", "node2"]).ok();
+    let told = wait_until(PATIENCE, "the node knows", || {
+        let told = info(cluster.node(2));
+        if told["LocalNodeState"] == "error" { Ok(told) } else { Err(format!("{told}")) }
+    });
+    assert!(told["Error"].as_str().unwrap().contains("docker swarm leave"), "{told}");
+    wait_until(PATIENCE, "its task has ended", || {
+        let left = cluster.node(2).containers("app");
+        if left.is_empty() { Ok(()) } else { Err(cluster.node(2).log_tail()) }
+    });
+    assert_eq!(cluster.docker(&["node", "ls", "-q"]).ok().lines().count(), 1);
+    cluster.node(2).docker(&["swarm", "leave"]).ok();
+    cluster.join(2);
+    cluster.ready(2);
+    assert_eq!(cluster.running("app", 1)[0].node, 2);
+    cluster.finish();
+}
