@@ -8,6 +8,9 @@ fn the_walk_through_without_docker() {
     let node = Node::start();
     let said = node.shoal(&["swarm", "init", "--advertise-addr", "192.0.2.10"]).ok();
     assert!(said.contains(") is now a manager."), "{said}");
+    assert_same(&node, &["node", "ls"]);
+    assert_same(&node, &["swarm", "join-token", "worker"]);
+    assert_same(&node, &["swarm", "join-token", "-q", "manager"]);
     let tar = node.path("busybox.tar");
     std::fs::write(&tar, image::root_file_system()).unwrap();
     let imported = node.shoal(&["image", "import", tar.to_str().unwrap(), "busybox"]).ok();

@@ -1,17 +1,38 @@
-//! `node tables`: what this node holds of each network, beside what kernel and resolver really hold.
+//! `node ls` and `node update`; `node tables`: what this node holds of each network, beside what kernel
+//! and resolver really hold.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use crate::client::{Client, Error, Result};
+use crate::client::{Client, Error, Result, escape};
 use crate::output::{Format, indent, table};
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum NodeCommand {
+    /// List nodes in the swarm
+    Ls(ListArgs),
+    /// Update a node
+    Update(UpdateArgs),
     /// Show the network tables in force on this node
     Tables(TablesArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ListArgs {
+    /// Only display IDs
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct UpdateArgs {
+    /// Availability of the node ("active", "pause", "drain")
+    #[arg(long)]
+    availability: String,
+    /// Name or id of the node
+    node: String,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -22,7 +43,67 @@ pub struct TablesArgs {
 }
 
 pub(crate) async fn run(client: &Client, command: NodeCommand) -> Result<ExitCode> {
-    let NodeCommand::Tables(args) = command;
+    match command {
+        NodeCommand::Ls(args) => list(client, args).await,
+        NodeCommand::Update(args) => update(client, args).await,
+        NodeCommand::Tables(args) => tables(client, args).await,
+    }
+}
+
+async fn list(client: &Client, args: ListArgs) -> Result<ExitCode> {
+    let answer = client.get_json("/nodes").await?;
+    let info = client.get_json("/info").await?;
+    let own = info.pointer("/Swarm/NodeID").and_then(Value::as_str).unwrap_or_default();
+    let mut nodes: Vec<&Value> = answer.as_array().into_iter().flatten().collect();
+    nodes.sort_by_key(|node| text(node, "/Description/Hostname"));
+    if args.quiet {
+        nodes.iter().for_each(|node| println!("{}", text(node, "/ID")));
+    } else {
+        let rows: Vec<Vec<String>> = nodes.iter().map(|node| row(node, own)).collect();
+        let header = ["ID", "HOSTNAME", "STATUS", "AVAILABILITY", "MANAGER STATUS", "ENGINE VERSION"];
+        print!("{}", table(&header, &rows));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(node: &Value, own: &str) -> Vec<String> {
+    let id = text(node, "/ID");
+    // Docker leaves the column of the mark free on every row.
+    let mark = if id == own { '*' } else { ' ' };
+    let leads = node.pointer("/ManagerStatus/Leader").and_then(Value::as_bool).unwrap_or(false);
+    let manages =
+        if leads { "Leader".to_owned() } else { capital(&text(node, "/ManagerStatus/Reachability")) };
+    vec![
+        format!("{id} {mark}"),
+        text(node, "/Description/Hostname"),
+        capital(&text(node, "/Status/State")),
+        capital(&text(node, "/Spec/Availability")),
+        manages,
+        text(node, "/Description/Engine/EngineVersion"),
+    ]
+}
+
+/// The text at a JSON pointer; empty when there is none.
+fn text(value: &Value, pointer: &str) -> String {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn capital(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+async fn update(client: &Client, args: UpdateArgs) -> Result<ExitCode> {
+    let path = format!("/nodes/{}", escape(&args.node));
+    let mut node = client.get_json(&path).await?;
+    node["Spec"]["Availability"] = args.availability.into();
+    let version = node["Version"]["Index"].as_u64().unwrap_or_default();
+    client.post_json(&format!("{path}/update?version={version}"), &node["Spec"]).await?;
+    println!("{}", args.node);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn tables(client: &Client, args: TablesArgs) -> Result<ExitCode> {
     let body = client.get("/shoal/node/tables").await?;
     match args.format {
         Format::Json => println!("{}", indent(&String::from_utf8_lossy(&body), 0)),
@@ -89,6 +170,18 @@ mod tests {
             assert!(lines[0].contains(column), "{text}");
         }
         assert!(lines.iter().any(|line| line.contains("other") && line.contains("true")), "{text}");
+    }
+
+    #[test]
+    fn a_node_is_a_row_as_dockers_client_prints_it() {
+        let node = json!({
+            "ID": "x1", "Spec": { "Availability": "drain" }, "Status": { "State": "ready" },
+            "Description": { "Hostname": "node1", "Engine": { "EngineVersion": "1.0" } },
+            "ManagerStatus": { "Leader": true, "Reachability": "reachable" },
+        });
+        assert_eq!(row(&node, "x1"), ["x1 *", "node1", "Ready", "Drain", "Leader", "1.0"]);
+        let worker = json!({ "ID": "x2", "Status": { "State": "down" } });
+        assert_eq!(row(&worker, "x1")[..5], ["x2  ", "", "Down", "", ""]);
     }
 
     #[test]
