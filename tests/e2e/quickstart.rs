@@ -124,3 +124,20 @@ fn the_quickstart_needs_no_docker_client_and_can_be_stopped_after_a_reboot() {
     quickstart.reboot();
     quickstart.stops_without_a_trace();
 }
+
+#[test]
+fn the_quickstart_spreads_over_nodes_and_drains_one() {
+    let quickstart = Quickstart::new();
+    let shown = [
+        "swarm join --token SWMTKN-1-",
+        "node3",
+        "Address: 10.0.1.",
+        "http://192.0.2.12:8000",
+        "node update --availability drain node3",
+        "client on node2",
+        "port 8000 of node3",
+        " 0 failed",
+    ];
+    quickstart.shows(&["--nodes", "3"], true, &shown);
+    quickstart.stops_without_a_trace();
+}
