@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use shoal_e2e::{Cluster, Container, Netns, PATIENCE, process, wait_until};
 
 use crate::report::Row;
-use crate::samples::{Place, Watch, clients};
+use crate::samples::{BOUND, Place, Watch, clients};
 
 /// Between the start of the clients and the event: all of them are at work.
 const LEAD: Duration = Duration::from_millis(200);
@@ -158,7 +158,7 @@ fn losses(cluster: &mut Cluster, count: usize) -> Vec<Duration> {
         wait_until(PATIENCE, "no connection is led to the lost node", || {
             let last = watch.last_failure(event);
             // A connection that waits has not failed yet.
-            if event.elapsed() > last + SETTLED * 3 { Ok(()) } else { Err(format!("{last:?}")) }
+            if event.elapsed() > last + BOUND + SETTLED { Ok(()) } else { Err(format!("{last:?}")) }
         });
         watch.stop();
         measured.push(watch.last_failure(event));
