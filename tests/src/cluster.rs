@@ -123,6 +123,29 @@ impl Cluster {
         self.running(name, replicas)
     }
 
+    /// A web service whose tasks are found once they listen: running alone says nothing of that.
+    #[track_caller]
+    pub fn web(&self, name: &str, replicas: usize, flags: &[&str]) -> Vec<Container> {
+        let probe = "wget -q -O /dev/null http://127.0.0.1/index.html";
+        let health = ["--health-cmd", probe, "--health-interval", "1s"];
+        self.service(name, replicas, &[&health[..], flags].concat(), &["serve"]);
+        self.serving(name, replicas)
+    }
+
+    /// Waits until a service has exactly this many containers, all nodes together, and all are healthy.
+    #[track_caller]
+    pub fn serving(&self, service: &str, count: usize) -> Vec<Container> {
+        wait_until(PATIENCE, &format!("{service} has {count} healthy containers"), || {
+            let found = self.containers(service);
+            let all = found.len() == count && found.iter().all(Container::is_healthy);
+            if all {
+                Ok(found)
+            } else {
+                Err(self.docker(&["service", "ps", "--no-trunc", service]).to_string())
+            }
+        })
+    }
+
     /// One task of a service of its own on each node, named `NAME-N`; by node.
     #[track_caller]
     pub fn service_on_each(&self, name: &str, flags: &[&str], command: &[&str]) -> Vec<Container> {

@@ -61,6 +61,10 @@ impl Container {
         })
     }
 
+    pub fn is_healthy(&self) -> bool {
+        self.detail["State"]["Health"]["Status"] == "healthy"
+    }
+
     pub fn netns(&self) -> Netns {
         Netns::of_process(self.pid)
     }

@@ -155,8 +155,7 @@ impl Node {
     pub fn serving(&self, service: &str, count: usize) -> Vec<Container> {
         wait_until(PATIENCE, &format!("{service} has {count} healthy containers"), || {
             let found = self.containers(service);
-            let is_healthy = |one: &Container| one.detail["State"]["Health"]["Status"] == "healthy";
-            if found.len() == count && found.iter().all(is_healthy) {
+            if found.len() == count && found.iter().all(Container::is_healthy) {
                 return Ok(found);
             }
             let tasks = self.docker(&["service", "ps", "--no-trunc", service]);
