@@ -26,6 +26,10 @@ use crate::{Error, Result};
 
 /// How a container ended that nobody saw ending (Docker's choice).
 const LOST: i32 = 255;
+/// How often a task that containerd calls unknown is asked for again, and how long that waits each time.
+/// containerd itself gives a shim two seconds for each answer.
+const ASKED_AGAIN: u32 = 10;
+const BETWEEN: Duration = Duration::from_millis(200);
 /// A killed task takes this long at most to be gone.
 const DEATH: Duration = Duration::from_secs(15);
 
@@ -319,7 +323,7 @@ impl Containers {
         let files = self.files(id);
         let started = files.started();
         let since = started.unwrap_or(created);
-        match task {
+        match self.known(id, task, started.is_some()).await? {
             Some(task) if task.status() == Status::Stopped => {
                 Ok(ContainerState::Exited { exit: self.reap(id, &task).await?, started: since })
             }
@@ -333,6 +337,23 @@ impl Containers {
                 (None, None) => Ok(ContainerState::Created),
             },
         }
+    }
+
+    /// On a busy machine a shim may not answer in time, and containerd calls its task unknown. Of a
+    /// container that was started this says nothing: it is asked for until it is known.
+    async fn known(&self, id: &ContainerId, task: Option<Process>, started: bool) -> Result<Option<Process>> {
+        let is_unknown = |task: &Option<Process>| {
+            started && task.as_ref().is_some_and(|task| task.status() == Status::Unknown)
+        };
+        let mut task = task;
+        for _ in 0..ASKED_AGAIN {
+            if !is_unknown(&task) {
+                return Ok(task);
+            }
+            tokio::time::sleep(BETWEEN).await;
+            task = self.task(id).await?;
+        }
+        if is_unknown(&task) { Err(Error::Silent(id.to_string())) } else { Ok(task) }
     }
 
     /// Looks again at a container that was started, had no task and had not ended: it may have been

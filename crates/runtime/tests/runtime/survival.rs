@@ -39,6 +39,29 @@ async fn nothing_is_lost_while_nobody_is_there() {
     assert_eq!(numbers(&text(&world.log(&id).await)), (0..3000).collect::<Vec<_>>());
 }
 
+/// On a busy machine a shim takes longer to answer than containerd waits for it.
+#[tokio::test]
+async fn a_container_whose_shim_is_slow_to_answer_is_not_taken_for_gone() {
+    const SLOW: Duration = Duration::from_secs(5);
+    let world = World::with_image().await;
+    let id = world.start(shell("sleep 600")).await;
+    let ContainerState::Running { pid, .. } = world.runtime.container(&id).await.unwrap().state else {
+        panic!("it runs")
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().to_owned();
+    let tell = |signal: &str| assert!(Command::new("kill").args([signal, &shim]).status().unwrap().success());
+    tell("-STOP");
+    let looking = {
+        let runtime = world.reconnect().await;
+        tokio::spawn(async move { runtime.containers().await.unwrap().remove(0).state })
+    };
+    tokio::time::sleep(SLOW).await;
+    tell("-CONT");
+    let state = looking.await.unwrap();
+    assert!(matches!(state, ContainerState::Running { pid: seen, .. } if seen == pid), "{state:?}");
+}
+
 #[tokio::test]
 async fn an_exit_in_our_absence_is_found() {
     let world = World::with_image().await;
