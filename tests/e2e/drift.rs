@@ -147,7 +147,7 @@ fn what_somebody_takes_out_of_balancer_and_resolver_comes_back() {
     stage.survives("names removed", "resolver: does not know the network", || {
         tell_resolver(node, &format!("{{\"remove_names\":{:?}}}", stage.network));
     });
-    stage.survives("pins removed", "program shoal_connect4 is not pinned", || {
+    stage.survives("pins removed", "balancer: map affinity is not pinned", || {
         std::fs::remove_dir_all(stage.map("").parent().unwrap()).unwrap();
     });
 

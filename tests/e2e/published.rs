@@ -50,6 +50,9 @@ fn from_outside_the_task_sees_the_client() {
 fn from_the_node_itself() {
     let node = published();
     for address in [IpAddr::from(NODE), Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+        wait_until(PATIENCE, "the node's own programs are served", || {
+            node.netns.run(move || fetch((address, PORT), WHO)).map(drop)
+        });
         let mut tasks = BTreeSet::new();
         for _ in 0..40 {
             let body = node.netns.run(move || fetch((address, PORT), WHO));

@@ -22,9 +22,6 @@ pub enum Error {
     NoSuchImage(String),
     #[error("No such container: {0}")]
     NoSuchContainer(String),
-    /// It was started, and its shim does not say how it is.
-    #[error("the shim of container {0} does not answer")]
-    Silent(String),
     #[error("No such exec instance: {0}")]
     NoSuchExec(String),
     /// Docker's text (`conflict: unable to …`): the image is needed by a container or has other names.

@@ -30,6 +30,9 @@ const LOST: i32 = 255;
 /// containerd itself gives a shim two seconds for each answer.
 const ASKED_AGAIN: u32 = 10;
 const BETWEEN: Duration = Duration::from_millis(200);
+/// A task that cannot be deleted is deleted again so often, with a pause between.
+const DELETE_ATTEMPTS: u32 = 5;
+const DELETE_PAUSE: Duration = Duration::from_millis(200);
 /// A killed task takes this long at most to be gone.
 const DEATH: Duration = Duration::from_secs(15);
 
@@ -195,10 +198,15 @@ impl Containers {
                 let code = i32::try_from(task.exit_status).unwrap_or(LOST);
                 let at = timestamp(task.exited_at).unwrap_or_else(Timestamp::now);
                 let exit = Exit { code, at, oom: self.out_of_memory(id) };
-                if let Err(error) = blocking(move || files.set_exit(&exit)).await {
-                    // The task stays, as long as nothing else knows how it ended.
-                    tracing::warn!(%error, container = %id, "how it ended cannot be written down");
-                    return Ok(exit);
+                match blocking(move || files.set_exit(&exit)).await {
+                    Ok(()) => {}
+                    // The container is being removed: nobody will ask how it ended.
+                    Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => {
+                        // The task stays, as long as nothing else knows how it ended.
+                        tracing::warn!(%error, container = %id, "how it ended cannot be written down");
+                        return Ok(exit);
+                    }
                 }
                 exit
             }
@@ -222,10 +230,20 @@ impl Containers {
         text.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count.trim() != "0")
     }
 
+    /// A shim that is about to end may close the connection over which containerd asks it: asked
+    /// again, containerd has noticed.
     async fn delete_task(&self, id: &ContainerId) -> Result<()> {
         let request = || DeleteTaskRequest { container_id: id.to_string() };
-        optional(ask!(self.client, format!("removing the process of {id}"), tasks.delete(request())))
-            .map(drop)
+        let what = || format!("removing the process of {id}");
+        let mut attempts = 1;
+        loop {
+            let deleted = optional(ask!(self.client, what(), tasks.delete(request()))).map(drop);
+            if deleted.is_ok() || attempts == DELETE_ATTEMPTS {
+                return deleted;
+            }
+            attempts += 1;
+            tokio::time::sleep(DELETE_PAUSE).await;
+        }
     }
 
     /// Removes a container, running or not, and whatever a half-made one left. Goes on after errors.
@@ -340,7 +358,7 @@ impl Containers {
     }
 
     /// On a busy machine a shim may not answer in time, and containerd calls its task unknown. Of a
-    /// container that was started this says nothing: it is asked for until it is known.
+    /// container that was started this says nothing: it is asked for again, for a while.
     async fn known(&self, id: &ContainerId, task: Option<Process>, started: bool) -> Result<Option<Process>> {
         let is_unknown = |task: &Option<Process>| {
             started && task.as_ref().is_some_and(|task| task.status() == Status::Unknown)
@@ -353,7 +371,8 @@ impl Containers {
             tokio::time::sleep(BETWEEN).await;
             task = self.task(id).await?;
         }
-        if is_unknown(&task) { Err(Error::Silent(id.to_string())) } else { Ok(task) }
+        // A shim that is silent for so long is lost, and with it what it knew.
+        Ok(task)
     }
 
     /// Looks again at a container that was started, had no task and had not ended: it may have been
