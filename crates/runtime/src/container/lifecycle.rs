@@ -50,7 +50,8 @@ impl Containers {
         if record.config.netns.is_none() {
             self.join_own_netns(id, stored).await?;
         }
-        let made = self.create_task(id, &record.config.spec).await;
+        let spec = record.config.spec;
+        let made = self.in_turn(id, async move |this, id| this.create_task(&id, &spec).await).await;
         if made.is_err() {
             // The task, if there is one, cannot run any more; the container can be tried again.
             self.delete_task(id).await.ok();
@@ -220,19 +221,26 @@ impl Containers {
     /// The kernel counts its kills in the container's cgroup, which is there until the task is
     /// deleted.
     fn out_of_memory(&self, id: &ContainerId) -> bool {
-        let cgroup = self.cgroup(id);
-        let file = if self.kernel.unified {
-            format!("/sys/fs/cgroup{cgroup}/memory.events")
-        } else {
-            format!("/sys/fs/cgroup/memory{cgroup}/memory.oom_control")
-        };
-        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let name = if self.kernel.unified { "memory.events" } else { "memory.oom_control" };
+        let text = std::fs::read_to_string(self.cgroup_file(id, name)).unwrap_or_default();
         text.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count.trim() != "0")
     }
 
-    /// A shim that is about to end may close the connection over which containerd asks it: asked
-    /// again, containerd has noticed.
+    /// A file of the container's cgroup: of the one hierarchy, or of the memory controller's.
+    fn cgroup_file(&self, id: &ContainerId, name: &str) -> String {
+        let hierarchy = if self.kernel.unified { "" } else { "/memory" };
+        format!("/sys/fs/cgroup{hierarchy}{}/{name}", self.cgroup(id))
+    }
+
+    /// Lets containerd forget a container's task, and with it the logger and the shim; returns when
+    /// they are gone.
     async fn delete_task(&self, id: &ContainerId) -> Result<()> {
+        self.in_turn(id, async |this, id| this.delete_task_now(&id).await).await
+    }
+
+    /// When a shim was killed, containerd says once that the connection to it is closed: asked again,
+    /// it has noticed.
+    async fn delete_task_now(&self, id: &ContainerId) -> Result<()> {
         let request = || DeleteTaskRequest { container_id: id.to_string() };
         let what = || format!("removing the process of {id}");
         let mut attempts = 1;
@@ -270,7 +278,8 @@ impl Containers {
 
     /// Kills a task and waits until it is gone.
     async fn end_task(&self, id: &ContainerId) -> Result<()> {
-        let Some(task) = self.task(id).await? else { return Ok(()) };
+        // Without a task there may still be somebody who is clearing it away: that is waited for.
+        let Some(task) = self.task(id).await? else { return self.delete_task(id).await };
         if task.status() != Status::Stopped {
             let request = || KillRequest {
                 container_id: id.to_string(),
@@ -341,31 +350,34 @@ impl Containers {
         let files = self.files(id);
         let started = files.started();
         let since = started.unwrap_or(created);
-        match self.known(id, task, started.is_some()).await? {
-            Some(task) if task.status() == Status::Stopped => {
+        match (self.known(id, task, started.is_some()).await?, started) {
+            (Some(task), _) if task.status() == Status::Stopped => {
                 Ok(ContainerState::Exited { exit: self.reap(id, &task).await?, started: since })
             }
-            Some(task) if matches!(task.status(), Status::Created | Status::Unknown) => {
+            (Some(task), Some(_)) if task.status() == Status::Unknown => match self.first_process(id) {
+                Some(pid) => Ok(ContainerState::Running { pid, started: since }),
+                None => Ok(ContainerState::Exited { exit: self.lost(id).await?, started: since }),
+            },
+            (Some(task), _) if matches!(task.status(), Status::Created | Status::Unknown) => {
                 Ok(ContainerState::Created)
             }
-            Some(task) => Ok(ContainerState::Running { pid: task.pid, started: since }),
-            None => match (files.exit(), started) {
-                (Some(exit), _) => Ok(ContainerState::Exited { exit, started: since }),
-                (None, Some(_)) => self.state_of_started(id, since).await,
-                (None, None) => Ok(ContainerState::Created),
+            (Some(task), _) => Ok(ContainerState::Running { pid: task.pid, started: since }),
+            (None, Some(_)) => self.state_of_started(id, since).await,
+            (None, None) => match files.exit() {
+                Some(exit) => Ok(ContainerState::Exited { exit, started: since }),
+                None => Ok(ContainerState::Created),
             },
         }
     }
 
     /// On a busy machine a shim may not answer in time, and containerd calls its task unknown. Of a
-    /// container that was started this says nothing: it is asked for again, for a while.
+    /// container that was started this says nothing: while it has processes it runs, and when it has
+    /// none, how they ended is asked for again, for a while.
     async fn known(&self, id: &ContainerId, task: Option<Process>, started: bool) -> Result<Option<Process>> {
-        let is_unknown = |task: &Option<Process>| {
-            started && task.as_ref().is_some_and(|task| task.status() == Status::Unknown)
-        };
         let mut task = task;
         for _ in 0..ASKED_AGAIN {
-            if !is_unknown(&task) {
+            let is_unknown = task.as_ref().is_some_and(|task| task.status() == Status::Unknown);
+            if !(started && is_unknown && self.first_process(id).is_none()) {
                 return Ok(task);
             }
             tokio::time::sleep(BETWEEN).await;
@@ -373,6 +385,28 @@ impl Containers {
         }
         // A shim that is silent for so long is lost, and with it what it knew.
         Ok(task)
+    }
+
+    /// The kernel's word for whether a container runs: its first process, if it has any.
+    fn first_process(&self, id: &ContainerId) -> Option<u32> {
+        let listed = std::fs::read_to_string(self.cgroup_file(id, "cgroup.procs")).ok()?;
+        let processes: Vec<u32> = listed.lines().filter_map(|pid| pid.parse().ok()).collect();
+        let is_first = |pid: &&u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            // Number one in its own namespace, which is named last (proc_pid_status(5)).
+            let inner =
+                status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last());
+            inner == Some("1")
+        };
+        processes.iter().find(is_first).or(processes.first()).copied()
+    }
+
+    /// Writes down that a container ended unseen.
+    async fn lost(&self, id: &ContainerId) -> Result<Exit> {
+        let files = self.files(id);
+        let exit = Exit { code: LOST, at: Timestamp::now(), oom: false };
+        blocking(move || files.set_exit(&exit)).await?;
+        Ok(exit)
     }
 
     /// Looks again at a container that was started, had no task and had not ended: it may have been
@@ -388,11 +422,7 @@ impl Containers {
                 let exit = match files.exit() {
                     Some(exit) => exit,
                     // Neither a task nor a word of its end is left: the machine went down.
-                    None => {
-                        let exit = Exit { code: LOST, at: Timestamp::now(), oom: false };
-                        blocking(move || files.set_exit(&exit)).await?;
-                        exit
-                    }
+                    None => self.lost(id).await?,
                 };
                 Ok(ContainerState::Exited { exit, started: since })
             }

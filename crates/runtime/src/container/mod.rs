@@ -5,8 +5,10 @@ mod create;
 mod files;
 mod init;
 mod lifecycle;
+mod shims;
 mod stdio;
 mod sweep;
+mod turn;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use crate::spec::Kernel;
 use files::Files;
 pub(crate) use files::{LOCK, LOG, LOG_OPTIONS, OUTPUT, remove_dir};
 pub use stdio::{ContainerInput, ContainerOutput};
+use turn::Turns;
 
 /// Everything a container is made from. It is kept with the container and returned with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,11 +107,12 @@ pub(crate) struct Containers {
     client: Client,
     config: Arc<RuntimeConfig>,
     kernel: Kernel,
+    turns: Turns,
 }
 
 impl Containers {
     pub(crate) fn new(client: Client, config: Arc<RuntimeConfig>) -> Self {
-        Self { client, config, kernel: Kernel::probe() }
+        Self { client, config, kernel: Kernel::probe(), turns: Turns::default() }
     }
 
     pub(crate) fn client(&self) -> &Client {

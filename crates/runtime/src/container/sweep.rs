@@ -26,10 +26,11 @@ const EMPTYING: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Containers {
-    /// Removes containers, their snapshots, directories and FIFOs that are not in `keep`, and what
-    /// killed processes left in `scratch`. Goes on after errors.
+    /// Removes containers, their snapshots, directories and FIFOs that are not in `keep`, shims without
+    /// a task, and what killed processes left in `scratch`. Goes on after errors.
     pub(crate) async fn prune(&self, keep: &HashSet<ContainerId>, scratch: &Path) -> Result<()> {
         let mut errors = Vec::new();
+        errors.extend(self.end_stray_shims().await.err());
         let mut doomed: HashSet<String> = self.ids().await?.into_iter().collect();
         doomed.extend(self.writable_snapshots().await?);
         let dirs = [parent(&self.config.data_dir), self.config.run_dir.join("exec")];

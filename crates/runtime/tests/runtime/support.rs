@@ -107,6 +107,15 @@ impl World {
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
     }
 
+    /// Command lines of the shims that serve our namespace.
+    pub(crate) fn shims(&self) -> Vec<String> {
+        let ours = format!("-namespace {} ", self.config.namespace);
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let commands = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+        let commands = commands.map(|command| String::from_utf8_lossy(&command).replace('\0', " "));
+        commands.filter(|command| command.contains(&ours)).collect()
+    }
+
     pub(crate) fn left_overs(&self) -> Vec<String> {
         let lists: [&[&str]; 6] = [
             &["containers", "ls", "-q"],

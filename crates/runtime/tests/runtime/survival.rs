@@ -1,12 +1,13 @@
 //! What outlives the daemon, containerd and the machine; and logs, which must lose nothing.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use crate::support::{World, eventually, shell, text, words};
 use futures::StreamExt;
-use shoal_model::{ContainerSpec, Labels, LogSelector, Mount, MountKind};
+use shoal_model::{ContainerId, ContainerSpec, Labels, LogSelector, Mount, MountKind};
 use shoal_runtime::{ContainerState, Runtime};
 use tempfile::TempDir;
 
@@ -41,10 +42,9 @@ async fn nothing_is_lost_while_nobody_is_there() {
 
 /// On a busy machine a shim takes longer to answer than containerd waits for it.
 #[tokio::test]
-async fn a_container_whose_shim_is_slow_to_answer_is_not_taken_for_gone() {
-    const SLOW: Duration = Duration::from_secs(5);
+async fn a_container_whose_shim_does_not_answer_is_not_taken_for_gone() {
     let world = World::with_image().await;
-    let id = world.start(shell("sleep 600")).await;
+    let id = world.start(shell("sleep 600 & wait")).await;
     let ContainerState::Running { pid, .. } = world.runtime.container(&id).await.unwrap().state else {
         panic!("it runs")
     };
@@ -52,14 +52,49 @@ async fn a_container_whose_shim_is_slow_to_answer_is_not_taken_for_gone() {
     let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().to_owned();
     let tell = |signal: &str| assert!(Command::new("kill").args([signal, &shim]).status().unwrap().success());
     tell("-STOP");
-    let looking = {
-        let runtime = world.reconnect().await;
-        tokio::spawn(async move { runtime.containers().await.unwrap().remove(0).state })
-    };
-    tokio::time::sleep(SLOW).await;
+    let states =
+        [world.runtime.container(&id).await, Ok(world.runtime.containers().await.unwrap().remove(0))];
     tell("-CONT");
-    let state = looking.await.unwrap();
-    assert!(matches!(state, ContainerState::Running { pid: seen, .. } if seen == pid), "{state:?}");
+    for state in states.map(|container| container.unwrap().state) {
+        assert!(matches!(state, ContainerState::Running { pid: seen, .. } if seen == pid), "{state:?}");
+    }
+}
+
+/// Whoever waits for a container's end also clears away its process. Going away in the middle, as a
+/// killed task's waiter does, must leave that to nobody but itself.
+#[tokio::test]
+async fn a_waiter_that_goes_away_leaves_no_shim() {
+    let world = World::with_image().await;
+    for delay in 0..40 {
+        let id = world.start(shell("sleep 600")).await;
+        let (runtime, waited) = (world.runtime.clone(), id.clone());
+        let waiter = tokio::spawn(async move { runtime.wait(&waited).await });
+        world.runtime.kill(&id, 9).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(delay * 2)).await;
+        waiter.abort();
+        waiter.await.ok();
+        world.runtime.remove(&id).await.unwrap();
+    }
+    eventually("the end of every shim", async || world.shims().is_empty()).await;
+}
+
+/// One waits, one lists, one removes: each clears away what has ended.
+#[tokio::test]
+async fn several_may_clear_away_one_container() {
+    let world = World::with_image().await;
+    for _ in 0..10 {
+        let id = world.start(shell("sleep 600")).await;
+        let ask = |runtime: Runtime, id: ContainerId| async move { runtime.wait(&id).await.map(drop) };
+        let waiting = [0, 1].map(|_| tokio::spawn(ask(world.runtime.clone(), id.clone())));
+        world.runtime.kill(&id, 9).await.unwrap();
+        let (first, second) = tokio::join!(world.runtime.remove(&id), world.runtime.remove(&id));
+        first.and(second).expect("both find it removed");
+        for waiter in waiting {
+            waiter.await.unwrap().ok();
+        }
+    }
+    eventually("the end of every shim", async || world.shims().is_empty()).await;
+    assert_eq!(world.ctr(&["containers", "ls", "-q"]), [""; 0]);
 }
 
 #[tokio::test]
@@ -297,5 +332,32 @@ async fn after_a_reboot_what_ran_has_ended() {
     world.runtime.remove(&ran).await.unwrap();
     world.runtime.start(&never).await.expect("what was only made can still run");
     world.runtime.wait(&never).await.unwrap();
+    drop(world);
+}
+
+#[tokio::test]
+async fn what_containerd_lost_sight_of_is_ended() {
+    let mut containerd = Containerd::new().await;
+    let world = World::at(&containerd.socket()).await;
+    world.load_busybox().await;
+    let (lost, kept) = (world.start(shell("sleep 1000")).await, world.start(shell("sleep 1000")).await);
+    let ContainerState::Running { pid, .. } = world.runtime.container(&lost).await.unwrap().state else {
+        panic!("it runs");
+    };
+    containerd.kill();
+    let tasks = containerd.dir.path().join("state/io.containerd.runtime.v2.task");
+    let bundle = tasks.join(&world.config.namespace).join(lost.as_str());
+    assert!(Command::new("umount").arg("-l").arg(bundle.join("rootfs")).status().unwrap().success());
+    std::fs::remove_dir_all(bundle).unwrap();
+    containerd.restart().await;
+    assert_eq!(world.shims().len(), 2);
+    world.runtime.prune(&HashSet::from([lost.clone(), kept.clone()])).await.unwrap();
+    let served = |shim: &String| shim.contains(kept.as_str());
+    eventually("the end of the lost shim", async || world.shims().iter().all(served)).await;
+    eventually("the end of what it served", async || !Path::new(&format!("/proc/{pid}")).exists()).await;
+    let states = [&lost, &kept].map(|id| world.runtime.container(id));
+    let [lost, kept] = futures::future::join_all(states).await.try_into().unwrap();
+    assert!(matches!(lost.unwrap().state, ContainerState::Exited { exit, .. } if exit.code == 255));
+    assert!(matches!(kept.unwrap().state, ContainerState::Running { .. }));
     drop(world);
 }
