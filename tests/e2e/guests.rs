@@ -1,7 +1,7 @@
 //! Plain containers on attachable networks: guests among the tasks, on any node.
 
 use shoal_e2e::web::fetch;
-use shoal_e2e::{Container, Netns, Node, OUTSIDE, OUTSIDE_NAME, PATIENCE, wait_until};
+use shoal_e2e::{Cluster, Container, Netns, Node, OUTSIDE, OUTSIDE_NAME, PATIENCE, wait_until};
 
 use crate::containers::{comes_to, refused, state};
 
@@ -138,4 +138,89 @@ fn reset_removes_guests_too() {
     node.docker(&["run", "-d", "-i", "--name", "guest", "--network", "net", "busybox", "cat"]).ok();
     node.kill_daemon();
     node.finish_by_reset();
+}
+
+#[test]
+fn a_guest_on_one_node_and_services_on_others_find_each_other() {
+    let cluster = Cluster::start(3);
+    attachable(cluster.manager(), "net", &[]);
+    let web = cluster.service_on_each("web", &["--network", "net"], &["serve"]);
+    let (near, far) = (cluster.node(2), cluster.node(3));
+    wait_until(PATIENCE, "every node lists the network", || {
+        let listed = far.docker(&["network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"]).ok();
+        if listed.lines().any(|line| line == "net overlay swarm") { Ok(()) } else { Err(listed) }
+    });
+    assert_eq!(far.inspect("network", "net")["Attachable"], true);
+    let run =
+        ["run", "-d", "--name", "guest", "--network", "net", "--network-alias", "helper", "busybox", "serve"];
+    let id = near.docker(&run).ok();
+    let (guest, own) = (netns(near, "guest"), address(near, "guest", "net"));
+    let shown = near.inspect("network", "net");
+    assert_eq!(shown["Containers"][id.trim()]["Name"], "guest", "{shown:#}");
+    for number in 1..=3 {
+        let service = format!("web-{number}");
+        let vip = cluster.manager().vip(&service);
+        near.resolves(&guest, &service, vec![vip.into()]);
+        wait_until(PATIENCE, "the service answers the guest", || {
+            guest.run(move || fetch((vip, 80), "/index.html"))
+        });
+    }
+    for task in &web {
+        for name in ["guest", "helper", &id[..12]] {
+            near.resolves(&task.netns(), name, vec![own.into()]);
+        }
+        let client = task.netns();
+        wait_until(PATIENCE, "the guest answers the task", || {
+            client.run(move || fetch((own, 80), "/index.html"))
+        });
+    }
+    // On a third node, another guest finds the first.
+    let page =
+        far.docker(&["run", "--rm", "--network", "net", "busybox", "wget", "-q", "-O-", "http://guest/"]);
+    assert_eq!(page.ok(), "busybox\n");
+    let taken = ["run", "--rm", "--network", "net", "--ip", &own.to_string(), "busybox", "true"];
+    refused(far, &taken, 125, "Address already in use");
+    refused(cluster.manager(), &["network", "rm", "net"], 1, "is in use by");
+    near.docker(&["rm", "-f", "guest"]).ok();
+    near.resolves(&web[0].netns(), "guest", vec![]);
+    wait_until(PATIENCE, "its address is free again", || {
+        let again = far.docker(&taken);
+        if again.code == 0 { Ok(()) } else { Err(again.to_string()) }
+    });
+    cluster.finish();
+}
+
+#[test]
+fn a_lost_nodes_guests_are_found_by_nobody_and_come_back_with_it() {
+    let cluster = Cluster::start(2);
+    attachable(cluster.manager(), "net", &[]);
+    let web = cluster.manager().service(
+        "web",
+        1,
+        &["--network", "net", "--constraint", "node.role==manager"],
+        &["serve"],
+    );
+    let worker = cluster.node(2);
+    worker.docker(&["run", "-d", "--name", "guest", "--network", "net", "busybox", "serve"]).ok();
+    let own = address(worker, "guest", "net");
+    let client = web[0].netns();
+    worker.resolves(&client, "guest", vec![own.into()]);
+    worker.cut();
+    wait_until(PATIENCE, "the node is down", || {
+        let status = cluster.status(2);
+        if status == "Down" { Ok(()) } else { Err(status) }
+    });
+    worker.resolves(&client, "guest", vec![]);
+    refused(
+        worker,
+        &["run", "--rm", "--network", "net", "busybox", "true"],
+        125,
+        "no manager of the cluster can be reached",
+    );
+    assert_eq!(state(worker, "guest")["Running"], true);
+    worker.restore();
+    cluster.ready(2);
+    worker.resolves(&client, "guest", vec![own.into()]);
+    wait_until(PATIENCE, "it answers again", || client.run(move || fetch((own, 80), "/index.html")));
+    cluster.finish();
 }

@@ -135,7 +135,7 @@ impl Node {
         self.running(name, replicas)
     }
 
-    pub(crate) fn create_service(&self, name: &str, replicas: usize, flags: &[&str], command: &[&str]) {
+    pub fn create_service(&self, name: &str, replicas: usize, flags: &[&str], command: &[&str]) {
         let count = replicas.to_string();
         let fixed = ["service", "create", "--detach", "--name", name, "--replicas", &count];
         self.docker(&[&fixed[..], flags, &["busybox"], command].concat()).ok();
