@@ -33,6 +33,7 @@ pub(crate) fn task(id: &str) -> Task {
             "scheduler assigned task to node",
         ),
         attachments: Vec::new(),
+        running_since: None,
         released: false,
         start_after: None,
         failures: Vec::new(),

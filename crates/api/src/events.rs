@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use shoal_agent::ContainerEvent;
-use shoal_model::{Availability, Labels, NodeId, Task, TaskState};
+use shoal_model::{Availability, Labels, NodeId, Service, Task, TaskState};
 use shoal_store::State;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -199,6 +199,14 @@ fn services(before: &State, after: &State, now: Timestamp, told: &mut Vec<Event>
                     attributes.insert("replicas.old".to_owned(), was.to_string());
                     attributes.insert("replicas.new".to_owned(), is.to_string());
                 }
+                let (was, is) = (update_state(&old), update_state(service));
+                if was != is {
+                    let old = was.map(|was| ("updatestate.old", was));
+                    let new = is.map(|is| ("updatestate.new", is));
+                    attributes.extend(
+                        old.into_iter().chain(new).map(|(key, state)| (key.to_owned(), state.to_owned())),
+                    );
+                }
                 told.push(swarm("service", "update", service.id.as_str(), attributes, now));
             }
             Some(_) => {}
@@ -208,6 +216,10 @@ fn services(before: &State, after: &State, now: Timestamp, told: &mut Vec<Event>
         let attributes = Labels::from([("name".to_owned(), service.spec.name.clone())]);
         told.push(swarm("service", "remove", service.id.as_str(), attributes, now));
     }
+}
+
+fn update_state(service: &Service) -> Option<&'static str> {
+    Some(service.update_status.as_ref()?.state.as_str())
 }
 
 fn nodes(before: &State, after: &State, now: Timestamp, told: &mut Vec<Event>) {

@@ -336,7 +336,7 @@ pub(crate) fn advance(draft: &mut crate::draft::Draft, node: &NodeId, id: &TaskI
         return;
     }
     let mut task = shoal_model::Task::clone(task);
-    if task.status.advance(status) {
+    if task.observe(status) {
         draft.put(shoal_model::Object::Task(task));
     }
 }

@@ -192,7 +192,7 @@ impl Manager {
 
     /// Goes back to what was declared before the last update.
     pub async fn rollback_service(&self, id: &ServiceId, version: u64) -> Result<Vec<String>, ControlError> {
-        self.shared.transact(|draft, _, _| control::rollback_service(draft, id, version)).await
+        self.shared.transact(|draft, now, _| control::rollback_service(draft, now, id, version)).await
     }
 
     /// Removes a service: from the users' sight at once, its tasks one drain barrier later.

@@ -16,6 +16,7 @@ mod object;
 mod spec;
 mod table;
 mod task;
+mod update;
 mod verify;
 
 pub use address::{MacAddr, ParseMacError};
@@ -35,4 +36,5 @@ pub use table::{
     TableMismatch, TableVersion,
 };
 pub use task::{ContainerStatus, TaskState, TaskStatus};
+pub use update::{UpdateState, UpdateStatus};
 pub use verify::{ClusterReport, DriftCounts, KindCounts, NodeReport, NodeVerdict, TableCounts, TableReport};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AddressPool, Authority, CertificateInfo, ClusterId, ClusterSpec, ContainerId, Guest, Labels, MacAddr,
     NetworkId, NetworkSpec, NodeId, NodeSpec, PortConfig, ServiceId, ServiceSpec, TableVersion, TaskId,
-    TaskSpec, TaskState, TaskStatus,
+    TaskSpec, TaskState, TaskStatus, UpdateStatus,
 };
 
 /// What every stored object carries.
@@ -208,6 +208,9 @@ pub struct Service {
     /// Why addresses or ports could not be allocated; empty when they were.
     #[serde(default)]
     pub allocation_error: String,
+    /// `None` when nothing had to be updated since the last change.
+    #[serde(default)]
+    pub update_status: Option<UpdateStatus>,
 }
 
 /// What the allocator gave a service. Its single writer is the allocator.
@@ -246,6 +249,9 @@ pub struct Task {
     /// One per network, in the order of the spec; the ingress network, if any, last.
     #[serde(default)]
     pub attachments: Vec<Attachment>,
+    /// Since when it runs, or ran, by its node's clock.
+    #[serde(default)]
+    pub running_since: Option<Timestamp>,
     /// Its addresses may be handed out again: every node has let go of them.
     #[serde(default)]
     pub released: bool,
@@ -269,6 +275,17 @@ impl Task {
     /// The container's name: `web.1.<task id>`.
     pub fn name(&self) -> String {
         format!("{}.{}.{}", self.service_name, self.slot, self.id)
+    }
+
+    /// Takes over a newer observation; `false` (and no change) as [`TaskStatus::advance`] says.
+    pub fn observe(&mut self, status: &TaskStatus) -> bool {
+        let runs = status.state == TaskState::Running;
+        let since = self.running_since.or(runs.then_some(status.timestamp));
+        let advanced = self.status.advance(status);
+        if advanced {
+            self.running_since = since;
+        }
+        advanced
     }
 
     /// It should be running now, and is: its addresses belong into the tables as a backend.

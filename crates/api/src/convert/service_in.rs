@@ -263,17 +263,12 @@ fn log_options(driver: wire::LogDriver) -> Result<model::Labels> {
     }
 }
 
-fn failure_action_unsupported(action: &str) -> ApiError {
-    ApiError::unsupported(format!("update failure action {action} is"))
-}
-
 fn update(config: wire::UpdateConfig, may_roll_back: bool) -> Result<model::UpdateConfig> {
     let default = model::UpdateConfig::default();
     let failure_action = match config.failure_action.as_deref() {
         None | Some("" | "pause") => model::UpdateFailureAction::Pause,
-        // Tasks that fail in an update hold it up; nothing else is done about them yet.
-        Some(action @ "continue") => return Err(failure_action_unsupported(action)),
-        Some(action @ "rollback") if may_roll_back => return Err(failure_action_unsupported(action)),
+        Some("continue") => model::UpdateFailureAction::Continue,
+        Some("rollback") if may_roll_back => model::UpdateFailureAction::Rollback,
         Some(other) => {
             return Err(ApiError::bad_request(format!("unrecognized update failure action {other}")));
         }

@@ -25,6 +25,12 @@ pub(crate) fn service(service: &model::Service, defaults: Defaults) -> wire::Ser
         spec: spec(&service.spec, defaults),
         previous_spec: service.previous.as_deref().map(|previous| spec(previous, defaults)),
         endpoint: endpoint(service),
+        update_status: service.update_status.as_ref().map(|status| wire::UpdateStatus {
+            state: status.state.as_str(),
+            started_at: time(status.started),
+            completed_at: status.completed.map(time),
+            message: status.message.clone(),
+        }),
         service_status: None,
     }
 }

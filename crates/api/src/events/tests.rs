@@ -61,6 +61,7 @@ fn task(state: TaskState, container: bool, exit_code: i32) -> Object {
         desired: TaskState::Running,
         status,
         attachments: Vec::new(),
+        running_since: None,
         released: false,
         start_after: None,
         failures: Vec::new(),

@@ -33,15 +33,12 @@ fn a_service_reads_back_as_it_was_declared() {
     assert_eq!(show(&spec, Defaults::Insert), value(golden!("vip-service.defaults.json"))["Spec"]);
 }
 
-/// Everything but what is refused: a named volume, a placement preference, a failure action.
+/// Everything but what is refused: a named volume, a placement preference.
 fn full(mut spec: Value) -> Value {
     let template = &mut spec["TaskTemplate"];
     let mounts = template["ContainerSpec"]["Mounts"].as_array_mut().unwrap();
     mounts.retain(|mount| mount["Type"] != "volume");
     template["Placement"].as_object_mut().unwrap().remove("Preferences");
-    for config in ["UpdateConfig", "RollbackConfig"] {
-        spec[config]["FailureAction"] = "pause".into();
-    }
     spec
 }
 
@@ -87,6 +84,7 @@ fn an_endpoint_is_shown_once_there_is_something_to_reach() {
         endpoint: model::ServiceEndpoint::default(),
         removing: false,
         allocation_error: String::new(),
+        update_status: None,
     };
     let show = |service: &model::Service| {
         serde_json::to_value(service_out::service(service, Defaults::Omit)).unwrap()
@@ -118,8 +116,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         }
     };
     let yet = |what: &str| (501, format!("{what} not supported by shoal yet"));
-    let roll_back = |spec: &mut Value| spec["UpdateConfig"]["FailureAction"] = "rollback".into();
-    assert_eq!(refusal(roll_back), yet("update failure action rollback is"));
     let secret = json!([{"SecretID": "x", "SecretName": "y"}]);
     assert_eq!(refusal(template(&["ContainerSpec", "Secrets"], secret)), yet("secrets are"));
     let config = json!([{"ConfigID": "x"}]);
@@ -294,6 +290,7 @@ fn a_task_is_shown_as_dockers() {
         desired: model::TaskState::Running,
         status: observed,
         attachments: vec![at(1), at(0)],
+        running_since: None,
         released: false,
         start_after: None,
         failures: Vec::new(),

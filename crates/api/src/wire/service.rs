@@ -351,7 +351,19 @@ pub(crate) struct Service {
     pub(crate) previous_spec: Option<ServiceSpec>,
     pub(crate) endpoint: Endpoint,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) update_status: Option<UpdateStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) service_status: Option<ServiceStatus>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct UpdateStatus {
+    pub(crate) state: &'static str,
+    pub(crate) started_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) completed_at: Option<String>,
+    pub(crate) message: String,
 }
 
 #[derive(Debug, Serialize)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_model::{
     IdGenerator, Meta, NetworkDriver, Object, PortConfig, Protocol, PublishMode, Service, ServiceEndpoint,
-    ServiceId, ServiceSpec, invent_name,
+    ServiceId, ServiceSpec, UpdateState, UpdateStatus, invent_name,
 };
 use shoal_store::State;
 
@@ -46,6 +46,7 @@ pub(crate) fn create(
         endpoint: ServiceEndpoint::default(),
         removing: false,
         allocation_error: String::new(),
+        update_status: None,
     };
     let id = service.id.clone();
     let warnings = put(draft, service);
@@ -67,18 +68,29 @@ pub(crate) fn update(
     check(draft.state(), &spec)?;
     check_ports(draft.state(), Some(id), &spec)?;
     let mut service = Service::clone(&held);
+    service.update_status = None;
     service.previous = Some(Box::new(std::mem::replace(&mut service.spec, spec)));
     Ok(put(draft, service))
 }
 
 /// Goes back to what was declared before the last update.
-pub(crate) fn rollback(draft: &mut Draft, id: &ServiceId, version: u64) -> Result<Vec<String>, ControlError> {
+pub(crate) fn rollback(
+    draft: &mut Draft,
+    now: Now,
+    id: &ServiceId,
+    version: u64,
+) -> Result<Vec<String>, ControlError> {
     let held = live(draft.state(), id)?;
     let Some(previous) = &held.previous else {
         let text = format!("service {id} does not have a previous spec");
         return Err(ControlError::new(Code::FailedPrecondition, text));
     };
-    update(draft, id, version, ServiceSpec::clone(previous))
+    let warnings = update(draft, id, version, ServiceSpec::clone(previous))?;
+    let mut service = Service::clone(&*live(draft.state(), id)?);
+    let status = UpdateStatus::begin(UpdateState::RollbackStarted, now.wall, "manually requested rollback");
+    service.update_status = Some(status);
+    draft.put(Object::Service(service));
+    Ok(warnings)
 }
 
 /// Takes the service from the users' sight; its tasks and addresses follow.

@@ -76,14 +76,14 @@ fn updates_need_the_version_that_was_read_and_cannot_rename() {
     assert_eq!(refusal(stale), (Code::OutOfSequence, "update out of sequence".into()));
     let renamed = world.control(|draft, _, _| update_service(draft, &web, version, spec("other", 1, &[])));
     assert_eq!(refusal(renamed).1, "renaming services is not supported");
-    let none = world.control(|draft, _, _| rollback_service(draft, &web, version));
+    let none = world.control(|draft, now, _| rollback_service(draft, now, &web, version));
     assert_eq!(
         refusal(none),
         (Code::FailedPrecondition, format!("service {web} does not have a previous spec"))
     );
     world.change(&web, |spec| spec.mode = shoal_model::ServiceMode::Replicated { replicas: 3 });
     let version = world.state.service(&web).unwrap().meta.version;
-    world.control(|draft, _, _| rollback_service(draft, &web, version)).unwrap();
+    world.control(|draft, now, _| rollback_service(draft, now, &web, version)).unwrap();
     assert_eq!(world.state.service(&web).unwrap().spec.mode.replicas(), 1);
 }
 

@@ -63,6 +63,7 @@ pub(super) fn create(
         desired,
         status: TaskStatus::new(TaskState::New, now, "created"),
         attachments: Vec::new(),
+        running_since: None,
         released: false,
         start_after,
         failures,

@@ -1,8 +1,11 @@
 //! Rolling updates: tasks made from an older declaration are replaced, a few at a time.
 
+mod status;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_model::{PortConfig, Service, Task, TaskSpec, TaskState, UpdateOrder};
+use shoal_model::{PortConfig, Service, Task, TaskSpec, TaskState, UpdateConfig, UpdateOrder};
 
 use super::orchestrate::{create, want};
 use super::slots::{Slot, is_wanted, slots};
@@ -26,25 +29,51 @@ enum Progress {
     },
 }
 
-fn roll(planner: &mut Planner<'_>, service: &Service) {
-    let config = service.spec.update.clone().unwrap_or_default();
-    let mut underway = 0;
-    let mut outdated = Vec::new();
-    for (number, slot) in slots(planner.state(), &service.id) {
-        match progress(planner, service, &slot) {
-            Progress::UpToDate => {}
-            Progress::Underway => underway += 1,
-            Progress::Outdated { runs } => outdated.push((runs, number, slot)),
-        }
-    }
-    outdated.sort_by_key(|(runs, number, _)| (*runs, *number));
+/// The slots of a service in an update.
+#[derive(Default)]
+struct Survey {
+    slots: BTreeMap<u64, Slot>,
+    underway: Vec<u64>,
+    /// Those that do not serve anyway first.
+    outdated: Vec<u64>,
+}
+
+fn roll(planner: &mut Planner<'_>, service: &Arc<Service>) {
+    let config = config_of(service);
+    let survey = survey(planner, service, &config);
+    // Another declaration, or none to follow now, is another plan's matter.
+    let Some(failed) = status::follow(planner, service, &config, &survey) else { return };
+    // A slot whose new task failed has had its turn: the failure action lets the update go on.
+    let underway = survey.underway.iter().filter(|number| !failed.contains(number)).count();
     let allowed = match config.parallelism {
         0 => usize::MAX,
         parallelism => (parallelism as usize).saturating_sub(underway),
     };
-    for (_, number, slot) in outdated.into_iter().take(allowed) {
-        replace(planner, service, number, &slot, config.order);
+    for number in survey.outdated.iter().take(allowed) {
+        replace(planner, service, *number, &survey.slots[number], config.order);
     }
+}
+
+/// How the service wants to be updated, or to be led back.
+fn config_of(service: &Service) -> UpdateConfig {
+    let back = service.update_status.as_ref().is_some_and(|status| status.state.is_rollback());
+    let config = if back { &service.spec.rollback } else { &service.spec.update };
+    config.clone().unwrap_or_default()
+}
+
+fn survey(planner: &mut Planner<'_>, service: &Service, config: &UpdateConfig) -> Survey {
+    let mut survey = Survey { slots: slots(planner.state(), &service.id), ..Survey::default() };
+    let mut outdated = Vec::new();
+    for (number, slot) in &survey.slots {
+        match progress(planner, service, config, slot) {
+            Progress::UpToDate => {}
+            Progress::Underway => survey.underway.push(*number),
+            Progress::Outdated { runs } => outdated.push((runs, *number)),
+        }
+    }
+    outdated.sort_unstable();
+    survey.outdated = outdated.into_iter().map(|(_, number)| number).collect();
+    survey
 }
 
 fn replace(planner: &mut Planner<'_>, service: &Service, number: u64, slot: &Slot, order: UpdateOrder) {
@@ -62,7 +91,7 @@ fn replace(planner: &mut Planner<'_>, service: &Service, number: u64, slot: &Slo
     create(planner, service, number, TaskState::Ready, start_after);
 }
 
-fn progress(planner: &mut Planner<'_>, service: &Service, slot: &Slot) -> Progress {
+fn progress(planner: &mut Planner<'_>, service: &Service, config: &UpdateConfig, slot: &Slot) -> Progress {
     let Some(newest) = slot.iter().find(|task| is_wanted(task)).or(slot.first()) else {
         return Progress::UpToDate;
     };
@@ -80,9 +109,8 @@ fn progress(planner: &mut Planner<'_>, service: &Service, slot: &Slot) -> Progre
     for task in &older {
         want(planner, task, TaskState::Shutdown);
     }
-    let delay = service.spec.update.as_ref().map(|config| config.delay).unwrap_or_default();
     let updated = older.iter().any(|task| is_outdated(planner, service, task));
-    if updated && !planner.is_past(after(newest.status.timestamp, delay)) {
+    if updated && !planner.is_past(after(newest.status.timestamp, config.delay)) {
         return Progress::Underway;
     }
     Progress::UpToDate

@@ -134,7 +134,7 @@ impl Wish {
             }
             Self::Rollback(number) => match pick(&services, *number) {
                 Some(service) => {
-                    control::rollback_service(draft, &service.id, service.meta.version).map(drop)
+                    control::rollback_service(draft, now, &service.id, service.meta.version).map(drop)
                 }
                 None => Ok(()),
             },

@@ -28,6 +28,7 @@ fn service(id: &str, name: &str, network: &str) -> Service {
         endpoint: ServiceEndpoint::default(),
         removing: false,
         allocation_error: String::new(),
+        update_status: None,
     }
 }
 

@@ -213,7 +213,7 @@ impl World {
 
     pub(crate) fn report(&mut self, task: &Task, state: TaskState) {
         let mut task = Task::clone(self.state.task(&task.id).unwrap());
-        task.status.advance(&TaskStatus::new(state, self.now.wall, "step"));
+        task.observe(&TaskStatus::new(state, self.now.wall, "step"));
         self.put(Object::Task(task.clone()));
     }
 
