@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use shoal_model::{NetworkId, NetworkTable, NodeId, Protocol};
 use tokio::sync::{Mutex, watch};
 
-use crate::conntrack::{self, Flow};
+use crate::conntrack::{self, Flow, Look};
 use crate::error::Failures;
 use crate::follow::{self, Followed};
 use crate::ingress::{self, Blueprint, Ingress};
@@ -153,15 +153,14 @@ impl Fabric {
     }
 
     /// Publishes exactly these ports of the routing mesh. Connections that are under way are left
-    /// alone, but UDP flows to a backend that is gone start anew with their next datagram.
+    /// alone; those that a backend which is gone never answered start anew with their next packet, and
+    /// so do all UDP flows to it.
     pub async fn apply_ports(&self, ports: &Ports) -> Result<()> {
         let wanted = ports::elements(ports);
         let mut tables = self.inner.tables.lock().await;
         let edits = tables.edit(&ports::SETS, |held| ports::plan(&wanted, held)).await?;
         drop(tables);
-        let changed = ports::changed_udp_ports(&edits);
-        self.redirect_udp(&changed, |port| ports.get(&(Protocol::Udp, port)).cloned().unwrap_or_default())
-            .await
+        self.redirect(&ports::changed(&edits), |port| ports.get(&port).cloned().unwrap_or_default()).await
     }
 
     /// Publishes exactly these ports of single containers on this node (`mode=host`).
@@ -169,29 +168,35 @@ impl Fabric {
         let wanted = ports::host_elements(ports);
         let plan = |held: &Held| difference(Set::HostPorts, held, &wanted, |_, _| true);
         let edits = self.inner.tables.lock().await.edit(&[Set::HostPorts], plan).await?;
-        let backends = |port| ports.get(&(Protocol::Udp, port)).copied().into_iter().collect();
-        self.redirect_udp(&ports::changed_udp_ports(&edits), backends).await
+        self.redirect(&ports::changed(&edits), |port| ports.get(&port).copied().into_iter().collect()).await
     }
 
-    /// Ends the tracked flows to this node's UDP ports that lead anywhere but to a current backend.
-    async fn redirect_udp(
+    /// Forgets the tracked flows to these ports of this node that lead anywhere but to a current
+    /// backend: they would go on to do so, and new ones with them that happen to have the same client
+    /// port. A TCP connection that was answered is not among them.
+    async fn redirect(
         &self,
-        changed: &BTreeSet<u16>,
-        backends: impl Fn(u16) -> BTreeSet<SocketAddr>,
+        changed: &BTreeSet<(Protocol, u16)>,
+        backends: impl Fn((Protocol, u16)) -> BTreeSet<SocketAddr>,
     ) -> Result<()> {
         if changed.is_empty() {
             return Ok(());
         }
-        let current: BTreeMap<u16, BTreeSet<SocketAddr>> =
-            changed.iter().map(|&port| (port, backends(port))).collect();
+        let numbered = |&port: &(Protocol, u16)| ((conntrack::number(port.0), port.1), backends(port));
+        let current: BTreeMap<(u8, u16), BTreeSet<SocketAddr>> = changed.iter().map(numbered).collect();
         let local = self.local_addresses().await?;
         let doomed = move |flow: &Flow| {
-            let Some(backends) = current.get(&flow.original.destination_port) else { return false };
-            flow.original.protocol == conntrack::UDP
+            let port = (flow.original.protocol, flow.original.destination_port);
+            let Some(backends) = current.get(&port) else { return false };
+            (flow.original.protocol == conntrack::UDP || !flow.answered)
                 && local.contains(&flow.original.destination)
                 && !backends.contains(&SocketAddr::new(flow.reply.source, flow.reply.source_port))
         };
-        conntrack::delete(&self.inner.namespace, doomed).await.map(drop)
+        let look = match changed.iter().any(|(protocol, _)| *protocol == Protocol::Udp) {
+            true => Look::All,
+            false => Look::Unanswered,
+        };
+        conntrack::delete(&self.inner.namespace, look, doomed).await.map(drop)
     }
 
     /// The ports of the routing mesh that the kernel really holds.
@@ -200,11 +205,11 @@ impl Fabric {
         Ok(ports::parse(&tables.read(ports::SETS.to_vec()).await?))
     }
 
-    /// Deletes the connection tracking entries of UDP flows to a backend that is gone.
+    /// Deletes the connection tracking entries of flows to a backend that will not answer any more:
+    /// what comes next of them is refused, or led to another one, which does not know them either.
     pub async fn forget_flows(&self, backend: IpAddr) -> Result<()> {
-        let doomed =
-            move |flow: &Flow| flow.original.protocol == conntrack::UDP && flow.reply.source == backend;
-        conntrack::delete(&self.inner.namespace, doomed).await.map(drop)
+        let doomed = move |flow: &Flow| flow.reply.source == backend;
+        conntrack::delete(&self.inner.namespace, Look::All, doomed).await.map(drop)
     }
 
     /// The addresses of the node's own namespace, loopback aside.

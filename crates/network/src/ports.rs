@@ -72,10 +72,18 @@ pub(crate) fn plan(wanted: &Held, held: &Held) -> Vec<Edit> {
     wanted.iter().flat_map(|(set, wanted)| difference(*set, held, wanted, |_, _| true)).collect()
 }
 
-/// The UDP ports whose way has changed.
-pub(crate) fn changed_udp_ports(edits: &[Edit]) -> BTreeSet<u16> {
-    let udp = edits.iter().filter_map(|edit| edit.key.strip_prefix("udp . "));
-    udp.filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect()
+/// The ports whose way has changed.
+pub(crate) fn changed(edits: &[Edit]) -> BTreeSet<(Protocol, u16)> {
+    edits.iter().filter_map(|edit| parse_port(&mut edit.key.split(" . "))).collect()
+}
+
+fn parse_port<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Option<(Protocol, u16)> {
+    let protocol = match parts.next() {
+        Some("tcp") => Protocol::Tcp,
+        Some("udp") => Protocol::Udp,
+        _ => return None,
+    };
+    Some((protocol, parts.next()?.parse().ok()?))
 }
 
 /// The backends read back from the kernel.
@@ -83,14 +91,8 @@ pub(crate) fn parse(held: &Held) -> Ports {
     let mut ports = Ports::new();
     for (set, elements) in held {
         for (key, value) in elements {
-            let mut parts = key.split(" . ");
-            let protocol = match parts.next() {
-                Some("tcp") => Protocol::Tcp,
-                Some("udp") => Protocol::Udp,
-                _ => continue,
-            };
-            let Some(port) = parts.next().and_then(|port| port.parse().ok()) else { continue };
-            let backends = ports.entry((protocol, port)).or_default();
+            let Some(port) = parse_port(&mut key.split(" . ")) else { continue };
+            let backends = ports.entry(port).or_default();
             if *set != Set::Refused {
                 backends.extend(parse_value(value));
             }
@@ -146,7 +148,7 @@ mod tests {
             edits.iter().filter(|edit| edit.set == Set::Ports128 && edit.value.is_some()).count(),
             128
         );
-        assert_eq!(changed_udp_ports(&edits), BTreeSet::from([80]));
+        assert_eq!(changed(&edits), BTreeSet::from([(Protocol::Udp, 80)]));
         assert_eq!(plan(&after, &after), []);
     }
 }

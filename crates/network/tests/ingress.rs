@@ -246,6 +246,56 @@ fn a_udp_client_gets_another_backend_when_its_own_is_gone() {
 }
 
 #[test]
+fn a_connection_that_a_backend_never_answered_is_led_to_another_one() {
+    let mesh = Mesh::new();
+    let client = &mesh.world.client;
+    // Hears everything and answers nobody.
+    mesh.tasks[0].sh("ip route del default");
+    for (node, port) in mesh.world.nodes.iter().zip(5555..) {
+        let target = format!("{}:8000", node.address);
+        mesh.publish(&BACKENDS[..1]);
+        assert!(client.connect(&target, port).is_err());
+        let tracked = || node.host.sh("conntrack -L -p tcp 2>/dev/null");
+        assert!(
+            tracked().contains(&format!("src=10.0.0.10 dst={CLIENT} sport=80 dport={port}")),
+            "{}",
+            tracked()
+        );
+        let asked = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| client.connect(&target, port + 100).unwrap().ask());
+            eventually("it is on its way", || tracked().contains(&format!("sport={} ", port + 100)));
+            mesh.publish(&BACKENDS[1..]);
+            asked.join().unwrap()
+        });
+        assert!(asked.unwrap().starts_with("t1 "), "under way at the time, through {}", node.id);
+        // The first one's port is used again.
+        assert!(client.connect(&target, port).unwrap().ask().unwrap().starts_with("t1 "), "{}", node.id);
+    }
+}
+
+#[test]
+fn a_tcp_client_is_told_that_its_backend_is_gone() {
+    let mesh = Mesh::new();
+    for (others, node) in [&BACKENDS[1..], &[]]
+        .into_iter()
+        .flat_map(|others| mesh.world.nodes.iter().map(move |node| (others, node)))
+    {
+        mesh.publish(&BACKENDS[..1]);
+        let mut connection = mesh.world.client.connect(&format!("{}:8000", node.address), 0).unwrap();
+        assert!(connection.ask().unwrap().starts_with("t0 "));
+        mesh.publish(others);
+        assert!(connection.ask().unwrap().starts_with("t0 "), "it may take its time to end");
+        node.block(node.fabric.forget_flows([10, 0, 0, 10].into())).unwrap();
+        assert_eq!(
+            connection.ask().unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionReset,
+            "{}, {others:?}",
+            node.id
+        );
+    }
+}
+
+#[test]
 fn a_host_port_leads_to_one_container() {
     for filters in [true, false] {
         host_port(filters);

@@ -82,7 +82,7 @@ fn a_node_goes(cluster: &mut Cluster, lose: fn(&mut Node)) {
             report.failures.len(),
             report.done
         );
-        report.assert_nearly_clean_from(gone + LEFT_OUT);
+        report.assert_clean_from(gone + LEFT_OUT);
     }
 }
 

@@ -153,10 +153,13 @@ impl Connection {
         self.0.write_all(b"?")?;
         let mut answer = String::new();
         let mut byte = [0];
-        while self.0.read_exact(&mut byte).is_ok() && byte[0] != b'\n' {
-            answer.push(byte[0] as char);
+        loop {
+            self.0.read_exact(&mut byte)?;
+            match byte[0] {
+                b'\n' => return Ok(answer),
+                byte => answer.push(byte as char),
+            }
         }
-        if answer.is_empty() { Err(std::io::ErrorKind::TimedOut.into()) } else { Ok(answer) }
     }
 }
 
