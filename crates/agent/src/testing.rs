@@ -15,6 +15,7 @@ pub(crate) fn task(id: &str) -> Task {
         service: ServiceId::new("s1"),
         service_name: "web".to_owned(),
         slot: 1,
+        pinned: None,
         spec: TaskSpec {
             container: ContainerSpec { image: "busybox".to_owned(), ..ContainerSpec::default() },
             resources: Resources::default(),

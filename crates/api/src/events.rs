@@ -195,7 +195,9 @@ fn services(before: &State, after: &State, now: Timestamp, told: &mut Vec<Event>
             None => told.push(swarm("service", "create", service.id.as_str(), attributes, now)),
             Some(old) if old.meta.version != service.meta.version => {
                 let (was, is) = (old.spec.mode.replicas(), service.spec.mode.replicas());
-                if was != is {
+                if let (Some(was), Some(is)) = (was, is)
+                    && was != is
+                {
                     attributes.insert("replicas.old".to_owned(), was.to_string());
                     attributes.insert("replicas.new".to_owned(), is.to_string());
                 }

@@ -7,6 +7,7 @@ mod allocate;
 mod authority;
 mod constraint;
 mod failures;
+mod global;
 mod guests;
 mod nodes;
 mod orchestrate;

@@ -36,5 +36,5 @@ pub use table::{
     TableMismatch, TableVersion,
 };
 pub use task::{ContainerStatus, TaskState, TaskStatus};
-pub use update::{UpdateState, UpdateStatus};
+pub use update::{Place, UpdateState, UpdateStatus};
 pub use verify::{ClusterReport, DriftCounts, KindCounts, NodeReport, NodeVerdict, TableCounts, TableReport};

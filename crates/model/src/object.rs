@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AddressPool, Authority, CertificateInfo, ClusterId, ClusterSpec, ContainerId, Guest, Labels, MacAddr,
-    NetworkId, NetworkSpec, NodeId, NodeSpec, PortConfig, ServiceId, ServiceSpec, TableVersion, TaskId,
-    TaskSpec, TaskState, TaskStatus, UpdateStatus,
+    NetworkId, NetworkSpec, NodeId, NodeSpec, Place, PortConfig, ServiceId, ServiceSpec, TableVersion,
+    TaskId, TaskSpec, TaskState, TaskStatus, UpdateStatus,
 };
 
 /// What every stored object carries.
@@ -235,7 +235,11 @@ pub struct Task {
     pub meta: Meta,
     pub service: ServiceId,
     pub service_name: String,
+    /// 0 in a global service.
     pub slot: u64,
+    /// The one node that may run it: in a global service each node has a task of its own.
+    #[serde(default)]
+    pub pinned: Option<NodeId>,
     pub spec: TaskSpec,
     /// Published ports of the service when the task was made.
     #[serde(default)]
@@ -272,9 +276,16 @@ pub struct Failure {
 }
 
 impl Task {
-    /// The container's name: `web.1.<task id>`.
+    /// The container's name: `web.1.<task id>`, in a global service `web.<node id>.<task id>`.
     pub fn name(&self) -> String {
-        format!("{}.{}.{}", self.service_name, self.slot, self.id)
+        match &self.pinned {
+            Some(node) => format!("{}.{node}.{}", self.service_name, self.id),
+            None => format!("{}.{}.{}", self.service_name, self.slot, self.id),
+        }
+    }
+
+    pub fn place(&self) -> Place {
+        self.pinned.clone().map_or(Place::Slot(self.slot), Place::Node)
     }
 
     /// Takes over a newer observation; `false` (and no change) as [`TaskStatus::advance`] says.

@@ -34,13 +34,19 @@ pub struct ServiceSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceMode {
-    Replicated { replicas: u64 },
+    Replicated {
+        replicas: u64,
+    },
+    /// One on every node that may have it.
+    Global,
 }
 
 impl ServiceMode {
-    pub fn replicas(self) -> u64 {
+    /// `None` when the nodes decide.
+    pub fn replicas(self) -> Option<u64> {
         match self {
-            Self::Replicated { replicas } => replicas,
+            Self::Replicated { replicas } => Some(replicas),
+            Self::Global => None,
         }
     }
 }

@@ -1,9 +1,20 @@
-//! How far a rolling update has come.
+//! What is replaced in a service, and how far a rolling update has come.
 
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::NodeId;
+
+/// Where in its service a task belongs: what replaces it belongs there, too.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    Slot(u64),
+    /// Of a global service.
+    Node(NodeId),
+}
 
 /// SwarmKit's states of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,12 +38,12 @@ pub struct UpdateStatus {
     pub completed: Option<Timestamp>,
     #[serde(default)]
     pub message: String,
-    /// How many slots had to be updated when it began.
+    /// How many tasks had to be replaced when it began.
     #[serde(default)]
     pub total: u64,
-    /// Slots whose new task failed, or ended, while it was watched.
+    /// Where the new task failed, or ended, while it was watched.
     #[serde(default)]
-    pub failed: BTreeSet<u64>,
+    pub failed: BTreeSet<Place>,
 }
 
 impl UpdateStatus {

@@ -37,11 +37,12 @@ fn mode(mode: wire::Mode) -> Result<model::ServiceMode> {
     if given + usize::from(mode.replicated.is_some()) > 1 {
         return Err(ApiError::bad_request("must specify only one service mode"));
     }
-    for (given, name) in [
-        (mode.global.is_some(), "global"),
-        (mode.replicated_job.is_some(), "replicated-job"),
-        (mode.global_job.is_some(), "global-job"),
-    ] {
+    if mode.global.is_some() {
+        return Ok(model::ServiceMode::Global);
+    }
+    for (given, name) in
+        [(mode.replicated_job.is_some(), "replicated-job"), (mode.global_job.is_some(), "global-job")]
+    {
         if given {
             return Err(ApiError::unsupported(format!("service mode {name} is")));
         }

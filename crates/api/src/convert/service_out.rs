@@ -40,13 +40,27 @@ pub(crate) fn status<'a>(
     service: &model::Service,
     tasks: impl Iterator<Item = &'a model::Task>,
 ) -> wire::ServiceStatus {
-    let running = tasks
-        .filter(|task| task.status.state == TaskState::Running && task.desired == TaskState::Running)
-        .count();
+    let (mut wanted, mut running) = (0, 0);
+    for task in tasks.filter(|task| task.desired == TaskState::Running) {
+        wanted += 1;
+        running += u64::from(task.status.state == TaskState::Running);
+    }
     wire::ServiceStatus {
-        running_tasks: running as u64,
-        desired_tasks: service.spec.mode.replicas(),
+        running_tasks: running,
+        desired_tasks: service.spec.mode.replicas().unwrap_or(wanted),
         completed_tasks: 0,
+    }
+}
+
+fn mode(mode: model::ServiceMode) -> wire::Mode {
+    match mode {
+        model::ServiceMode::Replicated { replicas } => wire::Mode {
+            replicated: Some(wire::Replicated { replicas: Some(replicas) }),
+            ..wire::Mode::default()
+        },
+        model::ServiceMode::Global => {
+            wire::Mode { global: Some(serde_json::json!({})), ..wire::Mode::default() }
+        }
     }
 }
 
@@ -63,10 +77,7 @@ pub(crate) fn spec(spec: &model::ServiceSpec, defaults: Defaults) -> wire::Servi
             runtime: Some("container".to_owned()),
             ..task(&spec.task, defaults)
         }),
-        mode: Some(wire::Mode {
-            replicated: Some(wire::Replicated { replicas: Some(spec.mode.replicas()) }),
-            ..wire::Mode::default()
-        }),
+        mode: Some(mode(spec.mode)),
         update_config: config(&spec.update),
         rollback_config: config(&spec.rollback),
         networks: None,

@@ -47,6 +47,7 @@ fn task(state: TaskState, container: bool, exit_code: i32) -> Object {
         service: "s1".into(),
         service_name: "web".to_owned(),
         slot: 1,
+        pinned: None,
         spec: shoal_model::TaskSpec {
             container: shoal_model::ContainerSpec { image: "busybox".to_owned(), ..Default::default() },
             resources: Default::default(),

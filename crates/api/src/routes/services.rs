@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
 use shoal_manager::Manager;
-use shoal_model::{NetworkId, ServiceSpec};
+use shoal_model::{NetworkId, ServiceMode, ServiceSpec};
 
 use super::tasks::stream_logs;
 use crate::body::{self, Json};
@@ -41,7 +41,7 @@ async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Resp
         .filter(|service| {
             filters.prefix("id", service.id.as_str())
                 && filters.prefix("name", &service.spec.name)
-                && filters.exact("mode", "replicated")
+                && filters.exact("mode", mode(service.spec.mode))
                 && filters.exact("runtime", "container")
                 && filters.labels("label", &service.spec.labels)
         })
@@ -52,6 +52,14 @@ async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Resp
         })
         .collect();
     Ok(body::ok(&services))
+}
+
+/// As filters name it.
+fn mode(mode: ServiceMode) -> &'static str {
+    match mode {
+        ServiceMode::Replicated { .. } => "replicated",
+        ServiceMode::Global => "global",
+    }
 }
 
 async fn create(State(cluster): State<ClusterSide>, Json(spec): Json<wire::ServiceSpec>) -> Result<Response> {

@@ -284,6 +284,7 @@ fn a_task_is_shown_as_dockers() {
         service: golden["ServiceID"].as_str().unwrap().into(),
         service_name: "myservice".to_owned(),
         slot: 1,
+        pinned: None,
         spec,
         ports: Vec::new(),
         node: Some(golden["NodeID"].as_str().unwrap().into()),

@@ -32,7 +32,7 @@ pub(crate) struct ServiceSpec {
 pub(crate) struct Mode {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) replicated: Option<Replicated>,
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) global: Option<serde_json::Value>,
     #[serde(skip_serializing)]
     pub(crate) replicated_job: Option<serde_json::Value>,

@@ -17,7 +17,9 @@ pub(crate) struct Task {
     pub(crate) spec: TaskSpec,
     #[serde(rename = "ServiceID")]
     pub(crate) service: String,
-    pub(crate) slot: u64,
+    /// Global services have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) slot: Option<u64>,
     #[serde(rename = "NodeID", skip_serializing_if = "Option::is_none")]
     pub(crate) node: Option<String>,
     pub(crate) status: Status,

@@ -65,6 +65,9 @@ pub(crate) fn update(
     if held.spec.name != spec.name {
         return Err(ControlError::new(Code::Unimplemented, "renaming services is not supported"));
     }
+    if std::mem::discriminant(&held.spec.mode) != std::mem::discriminant(&spec.mode) {
+        return Err(ControlError::new(Code::Unimplemented, "service mode change is not allowed"));
+    }
     check(draft.state(), &spec)?;
     check_ports(draft.state(), Some(id), &spec)?;
     let mut service = Service::clone(&held);

@@ -84,7 +84,7 @@ fn updates_need_the_version_that_was_read_and_cannot_rename() {
     world.change(&web, |spec| spec.mode = shoal_model::ServiceMode::Replicated { replicas: 3 });
     let version = world.state.service(&web).unwrap().meta.version;
     world.control(|draft, now, _| rollback_service(draft, now, &web, version)).unwrap();
-    assert_eq!(world.state.service(&web).unwrap().spec.mode.replicas(), 1);
+    assert_eq!(world.state.service(&web).unwrap().spec.mode.replicas(), Some(1));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shoal_model::{Failure, NodeId, Service, ServiceId, Task, TaskState};
+use shoal_model::{Failure, NodeId, Place, Service, ServiceId, Task, TaskState};
 use shoal_store::State;
 
 use super::after;
@@ -18,9 +18,9 @@ const WINDOW: Duration = Duration::from_secs(5 * 60);
 /// So many of them make a node one to avoid (SwarmKit's `maxFailures`).
 pub(super) const MANY: usize = 5;
 
-/// What a new task in a slot is to remember: the failures of the same declaration.
-pub(super) fn inherited(state: &State, service: &Service, slot: u64, now: Timestamp) -> Vec<Failure> {
-    let before = state.service_tasks(&service.id).filter(|task| task.slot == slot);
+/// What a new task in a place is to remember: the failures of the same declaration.
+pub(super) fn inherited(state: &State, service: &Service, place: &Place, now: Timestamp) -> Vec<Failure> {
+    let before = state.service_tasks(&service.id).filter(|task| task.place() == *place);
     let newest = before.max_by_key(|task| (task.meta.created, task.id.clone()));
     let Some(newest) = newest.filter(|task| task.spec == service.spec.task) else { return Vec::new() };
     let mut failures = newest.failures.clone();

@@ -1,4 +1,4 @@
-//! Replicated services: which tasks there are to be, and what is wanted of each.
+//! Which tasks there are to be, and what is wanted of each.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use shoal_model::{
-    Availability, Meta, Node, NodeId, RestartCondition, Service, Task, TaskId, TaskSpec, TaskState,
-    TaskStatus,
+    Availability, Meta, Node, NodeId, Place, RestartCondition, Service, ServiceMode, Task, TaskId, TaskSpec,
+    TaskState, TaskStatus,
 };
 
 use super::slots::{Slot, is_wanted, slots};
-use super::{Constraint, Planner, after, failures, keeps_tasks};
+use super::{Constraint, Planner, after, failures, global, keeps_tasks};
 
 /// A replacement waits at most so long for the task before it to stop.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -27,7 +27,10 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
     for service in planner.services() {
         if !service.removing {
             replace_ended(planner, &service);
-            scale(planner, &service);
+            match service.spec.mode {
+                ServiceMode::Replicated { replicas } => scale(planner, &service, replicas),
+                ServiceMode::Global => global::spread(planner, &service),
+            }
         }
     }
 }
@@ -41,22 +44,27 @@ pub(super) fn want(planner: &mut Planner<'_>, task: &Arc<Task>, desired: TaskSta
     }
 }
 
-/// Makes a task in a slot.
+/// Makes a task in a place.
 pub(super) fn create(
     planner: &mut Planner<'_>,
     service: &Service,
-    slot: u64,
+    place: &Place,
     desired: TaskState,
     start_after: Option<Timestamp>,
 ) {
     let now = planner.now.wall;
-    let failures = failures::inherited(planner.state(), service, slot, now);
+    let failures = failures::inherited(planner.state(), service, place, now);
+    let (slot, pinned) = match place {
+        Place::Slot(slot) => (*slot, None),
+        Place::Node(node) => (0, Some(node.clone())),
+    };
     let task = Task {
         id: TaskId::new(planner.ids.object_id()),
         meta: Meta::new(now),
         service: service.id.clone(),
         service_name: service.spec.name.clone(),
         slot,
+        pinned,
         spec: service.spec.task.clone(),
         ports: service.endpoint.ports.clone(),
         node: None,
@@ -103,7 +111,7 @@ fn is_misplaced(planner: &Planner<'_>, task: &Task, node: &Node) -> bool {
 }
 
 fn replace_ended(planner: &mut Planner<'_>, service: &Service) {
-    for (number, slot) in slots(planner.state(), &service.id) {
+    for (place, slot) in slots(planner.state(), &service.id) {
         let (mut stays, mut replaced) = (false, None);
         for task in slot.iter().filter(|task| is_wanted(task)) {
             let Some(end) = end_of(planner, task) else {
@@ -121,7 +129,7 @@ fn replace_ended(planner: &mut Planner<'_>, service: &Service) {
         }
         // During an update a slot may lose its old and its new task at once: one replaces both.
         let Some((task, end)) = replaced.filter(|_| !stays) else { continue };
-        if !restarts(planner, service, &slot, task) {
+        if !restarts(planner, service, &slot, task) || !global::may_have(planner, service, &place) {
             continue;
         }
         let delay = match end {
@@ -129,7 +137,7 @@ fn replace_ended(planner: &mut Planner<'_>, service: &Service) {
             End::Node => Duration::ZERO,
         };
         let start_after = after(planner.now.wall, delay);
-        create(planner, service, number, TaskState::Ready, Some(start_after));
+        create(planner, service, &place, TaskState::Ready, Some(start_after));
     }
 }
 
@@ -157,18 +165,17 @@ fn restarts(planner: &Planner<'_>, service: &Service, slot: &Slot, ended: &Task)
 }
 
 /// Adds the lowest unused slots, or removes the least useful ones.
-fn scale(planner: &mut Planner<'_>, service: &Service) {
+fn scale(planner: &mut Planner<'_>, service: &Service, replicas: u64) {
     let slots = slots(planner.state(), &service.id);
-    let replicas = service.spec.mode.replicas();
     let present = slots.len() as u64;
     if present < replicas {
-        let unused = (1..).filter(|number| !slots.contains_key(number));
-        for number in unused.take((replicas - present) as usize) {
-            create(planner, service, number, TaskState::Running, None);
+        let unused = (1..).map(Place::Slot).filter(|place| !slots.contains_key(place));
+        for place in unused.take((replicas - present) as usize) {
+            create(planner, service, &place, TaskState::Running, None);
         }
     } else if present > replicas {
-        for number in surplus(&slots, (present - replicas) as usize) {
-            for task in &slots[&number] {
+        for place in surplus(&slots, (present - replicas) as usize) {
+            for task in &slots[&place] {
                 want(planner, task, TaskState::Remove);
             }
         }
@@ -177,25 +184,25 @@ fn scale(planner: &mut Planner<'_>, service: &Service) {
 
 /// The slots to give up: those that do not run first, then from the nodes with the most tasks of this
 /// service, then the highest numbers.
-fn surplus(slots: &BTreeMap<u64, Slot>, count: usize) -> Vec<u64> {
+fn surplus(slots: &BTreeMap<Place, Slot>, count: usize) -> Vec<Place> {
     let serving = |slot: &Slot| slot.iter().find(|task| task.is_serving()).cloned();
     let mut on_node: BTreeMap<NodeId, usize> = BTreeMap::new();
     for node in slots.values().filter_map(|slot| serving(slot)?.node.clone()) {
         *on_node.entry(node).or_default() += 1;
     }
-    let mut left: Vec<(u64, Option<NodeId>)> = slots
+    let mut left: Vec<(Place, Option<NodeId>)> = slots
         .iter()
-        .map(|(number, slot)| (*number, serving(slot).and_then(|task| task.node.clone())))
+        .map(|(place, slot)| (place.clone(), serving(slot).and_then(|task| task.node.clone())))
         .collect();
     let mut chosen = Vec::new();
     while chosen.len() < count && !left.is_empty() {
         let load = |node: &Option<NodeId>| node.as_ref().and_then(|node| on_node.get(node)).copied();
-        left.sort_by_key(|(number, node)| (node.is_some(), Reverse(load(node)), Reverse(*number)));
-        let (number, node) = left.remove(0);
+        left.sort_by_key(|(place, node)| (node.is_some(), Reverse(load(node)), Reverse(place.clone())));
+        let (place, node) = left.remove(0);
         if let Some(load) = node.and_then(|node| on_node.get_mut(&node)) {
             *load -= 1;
         }
-        chosen.push(number);
+        chosen.push(place);
     }
     chosen
 }
@@ -216,7 +223,7 @@ pub(super) fn promote(planner: &mut Planner<'_>) {
 fn waits_for_another(planner: &mut Planner<'_>, task: &Task) -> bool {
     let state = planner.state();
     let stopping = state.service_tasks(&task.service).any(|other| {
-        other.slot == task.slot
+        other.place() == task.place()
             && other.id != task.id
             && !is_wanted(other)
             && !other.status.state.is_terminal()

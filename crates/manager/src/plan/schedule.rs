@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use shoal_model::{
-    Availability, Node, NodeId, Protocol, PublishMode, ServiceId, Task, TaskState, TaskStatus,
+    Availability, Node, NodeId, Placement, Protocol, PublishMode, ServiceId, Task, TaskState, TaskStatus,
 };
 
 use super::slots::is_wanted;
@@ -121,7 +121,7 @@ fn choose(
     let constraints = Constraint::parse_all(&task.spec.placement.constraints)?;
     let mut refusals: BTreeMap<Refusal, usize> = BTreeMap::new();
     let mut best: Option<((usize, u64, u64), &NodeId)> = None;
-    for node in nodes {
+    for node in nodes.iter().filter(|node| task.pinned.as_ref().is_none_or(|pinned| *pinned == node.id)) {
         if let Some(refusal) = refusal(node, load(node), &constraints, task) {
             *refusals.entry(refusal).or_default() += 1;
             continue;
@@ -153,7 +153,7 @@ fn refusal(node: &Node, load: &Load, constraints: &[Constraint], task: &Task) ->
     if !constraints.iter().all(|constraint| constraint.holds(node)) {
         return Some(Refusal::Constraints);
     }
-    if !placement.platforms.is_empty() && !placement.platforms.iter().any(|wanted| runs_on(wanted, node)) {
+    if !is_platform(placement, node) {
         return Some(Refusal::Platform);
     }
     if host_ports(task).any(|port| load.host_ports.contains(&port)) {
@@ -161,6 +161,11 @@ fn refusal(node: &Node, load: &Load, constraints: &[Constraint], task: &Task) ->
     }
     let replicas = load.by_service.get(&task.service).copied().unwrap_or_default();
     (placement.max_replicas != 0 && replicas >= placement.max_replicas).then_some(Refusal::MaxReplicas)
+}
+
+/// The image runs on the node, as far as one knows.
+pub(super) fn is_platform(placement: &Placement, node: &Node) -> bool {
+    placement.platforms.is_empty() || placement.platforms.iter().any(|wanted| runs_on(wanted, node))
 }
 
 fn runs_on((architecture, os): &(String, String), node: &Node) -> bool {

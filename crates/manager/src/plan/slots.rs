@@ -1,18 +1,18 @@
-//! A service's tasks by slot.
+//! A service's tasks by their place.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_model::{ServiceId, Task, TaskState};
+use shoal_model::{Place, ServiceId, Task, TaskState};
 use shoal_store::State;
 
-/// The tasks of one slot that are not to be forgotten, newest first. Never empty.
+/// The tasks of one place that are not to be forgotten, newest first. Never empty.
 pub(super) type Slot = Vec<Arc<Task>>;
 
-pub(super) fn slots(state: &State, service: &ServiceId) -> BTreeMap<u64, Slot> {
-    let mut slots: BTreeMap<u64, Slot> = BTreeMap::new();
+pub(super) fn slots(state: &State, service: &ServiceId) -> BTreeMap<Place, Slot> {
+    let mut slots: BTreeMap<Place, Slot> = BTreeMap::new();
     for task in state.service_tasks(service).filter(|task| task.desired != TaskState::Remove) {
-        slots.entry(task.slot).or_default().push(task.clone());
+        slots.entry(task.place()).or_default().push(task.clone());
     }
     for slot in slots.values_mut() {
         slot.sort_by(|a, b| (b.meta.created, &b.id).cmp(&(a.meta.created, &a.id)));

@@ -438,7 +438,7 @@ proptest! {
         for service in world.state.all_services() {
             prop_assert!(!service.removing, "{} is not gone", service.spec.name);
             let serving = world.serving(&service.id);
-            prop_assert_eq!(serving.len() as u64, service.spec.mode.replicas());
+            prop_assert_eq!(Some(serving.len() as u64), service.spec.mode.replicas());
             prop_assert!(serving.iter().all(|task| task.spec == service.spec.task));
         }
         let services: Vec<_> = world.state.services().map(|service| service.id.clone()).collect();

@@ -5,11 +5,11 @@ mod status;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_model::{PortConfig, Service, Task, TaskSpec, TaskState, UpdateConfig, UpdateOrder};
+use shoal_model::{Place, PortConfig, Service, Task, TaskSpec, TaskState, UpdateConfig, UpdateOrder};
 
 use super::orchestrate::{create, want};
 use super::slots::{Slot, is_wanted, slots};
-use super::{Constraint, Planner, after};
+use super::{Constraint, Planner, after, global};
 
 pub(super) fn plan(planner: &mut Planner<'_>) {
     for service in planner.services() {
@@ -32,10 +32,10 @@ enum Progress {
 /// The slots of a service in an update.
 #[derive(Default)]
 struct Survey {
-    slots: BTreeMap<u64, Slot>,
-    underway: Vec<u64>,
+    slots: BTreeMap<Place, Slot>,
+    underway: Vec<Place>,
     /// Those that do not serve anyway first.
-    outdated: Vec<u64>,
+    outdated: Vec<Place>,
 }
 
 fn roll(planner: &mut Planner<'_>, service: &Arc<Service>) {
@@ -44,13 +44,13 @@ fn roll(planner: &mut Planner<'_>, service: &Arc<Service>) {
     // Another declaration, or none to follow now, is another plan's matter.
     let Some(failed) = status::follow(planner, service, &config, &survey) else { return };
     // A slot whose new task failed has had its turn: the failure action lets the update go on.
-    let underway = survey.underway.iter().filter(|number| !failed.contains(number)).count();
+    let underway = survey.underway.iter().filter(|place| !failed.contains(place)).count();
     let allowed = match config.parallelism {
         0 => usize::MAX,
         parallelism => (parallelism as usize).saturating_sub(underway),
     };
-    for number in survey.outdated.iter().take(allowed) {
-        replace(planner, service, *number, &survey.slots[number], config.order);
+    for place in survey.outdated.iter().take(allowed) {
+        replace(planner, service, place, &survey.slots[place], config.order);
     }
 }
 
@@ -64,19 +64,22 @@ fn config_of(service: &Service) -> UpdateConfig {
 fn survey(planner: &mut Planner<'_>, service: &Service, config: &UpdateConfig) -> Survey {
     let mut survey = Survey { slots: slots(planner.state(), &service.id), ..Survey::default() };
     let mut outdated = Vec::new();
-    for (number, slot) in &survey.slots {
+    for (place, slot) in &survey.slots {
+        if !global::may_have(planner, service, place) {
+            continue;
+        }
         match progress(planner, service, config, slot) {
             Progress::UpToDate => {}
-            Progress::Underway => survey.underway.push(*number),
-            Progress::Outdated { runs } => outdated.push((runs, *number)),
+            Progress::Underway => survey.underway.push(place.clone()),
+            Progress::Outdated { runs } => outdated.push((runs, place.clone())),
         }
     }
     outdated.sort_unstable();
-    survey.outdated = outdated.into_iter().map(|(_, number)| number).collect();
+    survey.outdated = outdated.into_iter().map(|(_, place)| place).collect();
     survey
 }
 
-fn replace(planner: &mut Planner<'_>, service: &Service, number: u64, slot: &Slot, order: UpdateOrder) {
+fn replace(planner: &mut Planner<'_>, service: &Service, place: &Place, slot: &Slot, order: UpdateOrder) {
     // One task serves on. An update before this one is over, however far it has come.
     let mut serving = slot.iter().filter(|task| task.is_serving() && order == UpdateOrder::StartFirst);
     let serving = serving.clone().find(|task| planner.is_in_service(task)).or(serving.next());
@@ -88,7 +91,7 @@ fn replace(planner: &mut Planner<'_>, service: &Service, number: u64, slot: &Slo
     let failed = failed.filter(|task| serving.is_some() && !is_outdated(planner, service, task));
     let delay = service.spec.task.restart.delay;
     let start_after = failed.map(|task| after(task.status.timestamp, delay));
-    create(planner, service, number, TaskState::Ready, start_after);
+    create(planner, service, place, TaskState::Ready, start_after);
 }
 
 fn progress(planner: &mut Planner<'_>, service: &Service, config: &UpdateConfig, slot: &Slot) -> Progress {

@@ -38,7 +38,7 @@ impl World {
         let wanted: Vec<_> =
             self.truth.service_tasks(&service.id).filter(|task| task.desired <= TaskState::Running).collect();
         let slots: BTreeSet<u64> = wanted.iter().map(|task| task.slot).collect();
-        let replicas = service.spec.mode.replicas();
+        let replicas = service.spec.mode.replicas().unwrap_or_default();
         if wanted.len() as u64 != replicas || slots.len() as u64 != replicas {
             return Some(format!("{name} has {} tasks in {} slots of {replicas}", wanted.len(), slots.len()));
         }

@@ -300,7 +300,7 @@ proptest! {
         }
         let service = cluster.world.state.service(&cluster.service).unwrap();
         let serving = cluster.world.serving(&cluster.service);
-        prop_assert_eq!(serving.len() as u64, service.spec.mode.replicas());
+        prop_assert_eq!(Some(serving.len() as u64), service.spec.mode.replicas());
         prop_assert!(serving.iter().all(|task| task.spec == service.spec.task));
         let network = cluster.world.state.network(&cluster.net).unwrap();
         prop_assert_eq!(network.state.as_ref().unwrap().resting.len(), 0);

@@ -170,7 +170,7 @@ impl World {
             let service = self.state.service(&task.service);
             let update = service.and_then(|service| service.spec.update.as_ref());
             let takes_over = update.is_some_and(|update| update.order == UpdateOrder::StartFirst);
-            let slot: &mut usize = wanted.entry((task.service.clone(), task.slot)).or_default();
+            let slot: &mut usize = wanted.entry((task.service.clone(), task.place())).or_default();
             *slot += 1;
             assert!(*slot <= if takes_over { 2 } else { 1 }, "slot twice: {}", task.name());
         }

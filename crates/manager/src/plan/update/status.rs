@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::{
-    Object, Service, ServiceSpec, Task, TaskState, UpdateConfig, UpdateFailureAction, UpdateState,
+    Object, Place, Service, ServiceSpec, Task, TaskState, UpdateConfig, UpdateFailureAction, UpdateState,
     UpdateStatus,
 };
 
@@ -19,7 +19,7 @@ pub(super) fn follow(
     service: &Arc<Service>,
     config: &UpdateConfig,
     survey: &Survey,
-) -> Option<BTreeSet<u64>> {
+) -> Option<BTreeSet<Place>> {
     let Some(mut status) = current(planner, service, survey) else { return Some(BTreeSet::new()) };
     if status.state.is_paused() {
         return None;
@@ -61,14 +61,14 @@ fn fails(
     status: &mut UpdateStatus,
 ) -> Option<Arc<Task>> {
     let mut last = None;
-    for (number, slot) in &survey.slots {
+    for (place, slot) in &survey.slots {
         let failed = |task: &&Arc<Task>| {
             task.meta.created >= status.started
                 && !is_outdated(planner, service, task)
                 && ended_early(task, config.monitor)
         };
         if let Some(task) = slot.iter().find(failed).cloned()
-            && status.failed.insert(*number)
+            && status.failed.insert(place.clone())
         {
             last = Some(task);
         }
@@ -124,7 +124,7 @@ fn is_complete(
     survey: &Survey,
     status: &UpdateStatus,
 ) -> bool {
-    let waits = survey.underway.iter().any(|number| !status.failed.contains(number));
+    let waits = survey.underway.iter().any(|place| !status.failed.contains(place));
     if waits || !survey.outdated.is_empty() {
         return false;
     }

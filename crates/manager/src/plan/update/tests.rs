@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shoal_model::{
-    Availability, Node, Object, Service, ServiceId, TaskState, UpdateConfig, UpdateFailureAction,
+    Availability, Node, Object, Place, Service, ServiceId, TaskState, UpdateConfig, UpdateFailureAction,
     UpdateOrder, UpdateState, UpdateStatus,
 };
 
@@ -159,7 +159,7 @@ fn a_failing_update_goes_on_when_that_is_wanted() {
     let web = update_to_bad(&mut world, config);
     let status = status(&world, &web);
     assert_eq!(status.state, UpdateState::Completed);
-    assert_eq!(status.failed.into_iter().collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(status.failed.into_iter().collect::<Vec<_>>(), [1, 2, 3].map(Place::Slot));
     assert_eq!(images(&world, &web), [""; 0]);
 }
 

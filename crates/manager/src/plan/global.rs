@@ -1,0 +1,53 @@
+//! Global services: a task on every node that may have one.
+
+use std::sync::Arc;
+
+use shoal_model::{Availability, Node, Place, Service, ServiceMode, TaskState};
+
+use super::orchestrate::{create, want};
+use super::slots::{Slot, is_wanted, slots};
+use super::{Constraint, Planner, schedule};
+
+/// Gives nodes that came, or became fit, their task; forgets those of nodes that are no members.
+pub(super) fn spread(planner: &mut Planner<'_>, service: &Service) {
+    let slots = slots(planner.state(), &service.id);
+    let nodes: Vec<Arc<Node>> = planner.state().nodes().cloned().collect();
+    for node in nodes {
+        let place = Place::Node(node.id.clone());
+        if may_have(planner, service, &place) && slots.get(&place).is_none_or(lacks_a_task) {
+            create(planner, service, &place, TaskState::Running, None);
+        }
+    }
+    for (place, slot) in &slots {
+        let member = matches!(place, Place::Node(node) if planner.state().node(node).is_some());
+        for task in slot.iter().filter(|_| !member) {
+            want(planner, task, TaskState::Remove);
+        }
+    }
+}
+
+/// The cluster stopped the last one. Whether one that ended by itself is replaced, its restart policy
+/// says.
+fn lacks_a_task(slot: &Slot) -> bool {
+    let own = |state| matches!(state, TaskState::Complete | TaskState::Failed | TaskState::Rejected);
+    !slot.iter().any(|task| is_wanted(task)) && slot.first().is_none_or(|task| !own(task.status.state))
+}
+
+/// Whether there is to be a task in this place: in a slot always, on a node when it takes tasks and is
+/// one that the service asks for.
+pub(super) fn may_have(planner: &Planner<'_>, service: &Service, place: &Place) -> bool {
+    let (ServiceMode::Global, Place::Node(node)) = (service.spec.mode, place) else {
+        return matches!(place, Place::Slot(_));
+    };
+    let placement = &service.spec.task.placement;
+    let constraints = Constraint::parse_all(&placement.constraints).unwrap_or_default();
+    planner.state().node(node).is_some_and(|node| {
+        !node.is_down()
+            && node.spec.availability == Availability::Active
+            && constraints.iter().all(|constraint| constraint.holds(node))
+            && schedule::is_platform(placement, node)
+    })
+}
+
+#[cfg(test)]
+mod tests;
