@@ -2,6 +2,7 @@
 
 mod failure;
 mod spread;
+mod updates;
 mod upkeep;
 
 use std::net::Ipv4Addr;

@@ -8,7 +8,7 @@ use super::orchestrate::{create, want};
 use super::slots::{Slot, is_wanted, slots};
 use super::{Constraint, Planner, schedule};
 
-/// Gives nodes that came, or became fit, their task; forgets those of nodes that are no members.
+/// Gives nodes that came, or became fit, their task; ends those on nodes that are not asked for any more.
 pub(super) fn spread(planner: &mut Planner<'_>, service: &Service) {
     let slots = slots(planner.state(), &service.id);
     let nodes: Vec<Arc<Node>> = planner.state().nodes().cloned().collect();
@@ -19,9 +19,14 @@ pub(super) fn spread(planner: &mut Planner<'_>, service: &Service) {
         }
     }
     for (place, slot) in &slots {
-        let member = matches!(place, Place::Node(node) if planner.state().node(node).is_some());
-        for task in slot.iter().filter(|_| !member) {
-            want(planner, task, TaskState::Remove);
+        let Place::Node(node) = place else { continue };
+        let desired = match planner.state().node(node) {
+            None => TaskState::Remove,
+            Some(node) if !is_asked_for(service, node) => TaskState::Shutdown,
+            Some(_) => continue,
+        };
+        for task in slot {
+            want(planner, task, desired);
         }
     }
 }
@@ -39,14 +44,15 @@ pub(super) fn may_have(planner: &Planner<'_>, service: &Service, place: &Place) 
     let (ServiceMode::Global, Place::Node(node)) = (service.spec.mode, place) else {
         return matches!(place, Place::Slot(_));
     };
+    let takes_tasks = |node: &Node| !node.is_down() && node.spec.availability == Availability::Active;
+    planner.state().node(node).is_some_and(|node| takes_tasks(node) && is_asked_for(service, node))
+}
+
+/// The node is one of those that the service is to be on.
+fn is_asked_for(service: &Service, node: &Node) -> bool {
     let placement = &service.spec.task.placement;
     let constraints = Constraint::parse_all(&placement.constraints).unwrap_or_default();
-    planner.state().node(node).is_some_and(|node| {
-        !node.is_down()
-            && node.spec.availability == Availability::Active
-            && constraints.iter().all(|constraint| constraint.holds(node))
-            && schedule::is_platform(placement, node)
-    })
+    constraints.iter().all(|constraint| constraint.holds(node)) && schedule::is_platform(placement, node)
 }
 
 #[cfg(test)]

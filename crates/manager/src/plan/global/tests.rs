@@ -68,6 +68,12 @@ fn labels_and_constraints_decide_where() {
     assert_eq!(on(&world, &agent), [node.clone()].into());
     change_node(&mut world, &node, |node| drop(node.spec.labels.remove("a")));
     assert!(on(&world, &agent).is_empty());
+    world.change(&agent, |spec| spec.task.placement.constraints.clear());
+    world.run(2);
+    assert_eq!(on(&world, &agent).len(), 2);
+    world.change(&agent, |spec| spec.task.placement.constraints = vec!["node.role==nobody".into()]);
+    world.run(2);
+    assert!(on(&world, &agent).is_empty());
     assert_eq!(
         world.state.service_tasks(&agent).filter(|task| task.desired <= TaskState::Running).count(),
         0,
