@@ -109,7 +109,8 @@ impl Runner {
         }
         self.tables.mark_unchanged();
         let networks = self.record.task.attachments.iter().map(|attachment| &attachment.network);
-        self.seen.networks_ready = self.node.tables.are_ready(networks);
+        self.seen.networks_ready =
+            self.node.tables.are_ready(&EndpointId::from(&self.record.task.id), networks);
         if let Container::Running { .. } = self.seen.container {
             if !self.attached && self.seen.networks_ready {
                 self.attach().await;

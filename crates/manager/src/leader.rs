@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use jiff::Timestamp;
 use shoal_model::IdGenerator;
-use shoal_store::{CommitError, Error as StoreError, Fence, State, Store, Watched};
+use shoal_store::{CommitError, Error as StoreError, Expect, Fence, State, Store, Watched, Write};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::draft::{Draft, commit_of};
+use crate::draft::{Change, ClaimedTwice, Draft, commit_of};
 use crate::plan::{Now, Observed, plan};
 use crate::{Code, ControlError, Error};
 
@@ -99,9 +99,8 @@ impl Shared {
             if changes.is_empty() {
                 return Ok(decided);
             }
-            let (mut expect, writes) = commit_of(&changes, &state)
+            let (expect, writes) = fenced(&changes, &state, &self.fence)
                 .map_err(|clash| Error::Refused(ControlError::new(Code::Internal, clash.to_string())))?;
-            expect.push(self.fence.expect());
             match self.store.commit(expect, writes).await {
                 Ok(revision) => {
                     self.reach(revision).await.map_err(E::from)?;
@@ -134,6 +133,17 @@ impl Shared {
             () = self.stop.cancelled() => Err(Error::Store(StoreError::Closed)),
         }
     }
+}
+
+/// The commit that makes these changes while nobody else leads.
+pub(crate) fn fenced(
+    changes: &[Change],
+    state: &State,
+    fence: &Fence,
+) -> Result<(Vec<Expect>, Vec<Write>), ClaimedTwice> {
+    let (mut expect, writes) = commit_of(changes, state)?;
+    expect.push(fence.expect());
+    Ok((expect, writes))
 }
 
 fn not_leading() -> Error {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use shoal_model::{Attachment, ContainerId, Healthcheck, PlaceAnswer, RefusalReason};
+use shoal_model::{Attachment, ContainerId, EndpointId, Healthcheck, PlaceAnswer, RefusalReason};
 use shoal_runtime::Image;
 use tokio::sync::watch;
 
@@ -33,8 +33,9 @@ pub(super) async fn attach(node: &Node, record: &PlainRecord) -> Result<Vec<Atta
         }
     }
     let mut tables = node.tables.in_force();
-    let ready =
-        tables.wait_for(|_| node.tables.are_ready(attachments.iter().map(|attachment| &attachment.network)));
+    let endpoint = EndpointId::new(record.id.as_str());
+    let networks = || attachments.iter().map(|attachment| &attachment.network);
+    let ready = tables.wait_for(|_| node.tables.are_ready(&endpoint, networks()));
     match tokio::time::timeout(TABLES_BOUND, ready).await {
         Ok(Ok(_)) => {}
         Ok(Err(_)) => return Err(Error::Closed),
@@ -70,7 +71,11 @@ pub(super) async fn adopt(node: &Node, record: &PlainRecord) -> Result<Option<He
     let networks: Vec<_> = record.attachments.iter().map(|attachment| attachment.network.clone()).collect();
     let mut tables = node.tables.in_force();
     // Without an end: a manager that is away may come back.
-    tables.wait_for(|_| node.tables.are_ready(networks.iter())).await.map_err(|_| Error::Closed)?;
+    let endpoint = EndpointId::new(record.id.as_str());
+    tables
+        .wait_for(|_| node.tables.are_ready(&endpoint, networks.iter()))
+        .await
+        .map_err(|_| Error::Closed)?;
     if record.left {
         // Its sandbox is what is left of it: no interface is to be made again.
         serve_none(node, record).await?;

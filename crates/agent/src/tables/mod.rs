@@ -179,12 +179,21 @@ impl Tables {
         lock(&self.wishes).tables.keys().cloned().collect()
     }
 
-    /// Whether the tables of all these networks are in force, and meant to stay so. May become true
-    /// whenever [`in_force`](Self::in_force) changes.
-    pub(crate) fn are_ready<'a>(&self, mut networks: impl Iterator<Item = &'a NetworkId>) -> bool {
+    /// Whether the tables of all these networks are in force with this endpoint in them, and meant to stay
+    /// so. An older one, from before the endpoint was given its place, may be of a time when nobody waited
+    /// for this node: addresses in it may be others' by now. May become true whenever
+    /// [`in_force`](Self::in_force) changes.
+    pub(crate) fn are_ready<'a>(
+        &self,
+        endpoint: &EndpointId,
+        mut networks: impl Iterator<Item = &'a NetworkId>,
+    ) -> bool {
         let wishes = lock(&self.wishes);
         let in_force = self.in_force.borrow();
-        networks.all(|network| wishes.tables.contains_key(network) && in_force.contains_key(network))
+        networks.all(|network| {
+            let table = in_force.get(network).filter(|_| wishes.tables.contains_key(network));
+            table.is_some_and(|table| table.endpoints.contains_key(endpoint))
+        })
     }
 
     /// The tables in force, and their changes.

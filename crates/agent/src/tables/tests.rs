@@ -4,10 +4,11 @@ use crate::testing;
 /// A task assigned while its network is being taken away must wait until it is there again.
 #[test]
 fn a_network_whose_removal_has_begun_is_not_counted_on() {
-    let table = testing::table("n1", 3);
-    let network = table.network.clone();
+    let mut table = testing::table("n1", 3);
+    let (network, endpoint) = (table.network.clone(), EndpointId::new("t1"));
+    table.endpoints.insert(endpoint.clone(), testing::endpoint("node1", "10.0.1.5/24"));
     let tables = Tables::new(vec![table.clone()]);
-    let ready = |tables: &Tables| tables.are_ready(std::iter::once(&network));
+    let ready = |tables: &Tables| tables.are_ready(&endpoint, std::iter::once(&network));
     assert!(!ready(&tables), "stored, but not in force");
     tables.publish(network.clone(), Some(Arc::new(table.clone())));
     assert!(ready(&tables));
@@ -30,6 +31,22 @@ fn a_network_whose_removal_has_begun_is_not_counted_on() {
     changes.mark_unchanged();
     tables.put(table);
     assert!(ready(&tables) && changes.has_changed().unwrap());
+}
+
+/// A node that had nothing on a network was not waited for when addresses of it were given to others.
+#[test]
+fn a_table_from_before_the_endpoint_is_not_enough() {
+    let mut table = testing::table("n1", 3);
+    let (network, endpoint) = (table.network.clone(), EndpointId::new("t1"));
+    let tables = Tables::new(vec![table.clone()]);
+    let ready = |tables: &Tables| tables.are_ready(&endpoint, std::iter::once(&network));
+    tables.publish(network.clone(), Some(Arc::new(table.clone())));
+    assert!(!ready(&tables), "an old table");
+    table.endpoints.insert(endpoint.clone(), testing::endpoint("node1", "10.0.1.5/24"));
+    tables.put(table.clone());
+    assert!(!ready(&tables), "wanted, but not in force");
+    tables.publish(network.clone(), Some(Arc::new(table)));
+    assert!(ready(&tables));
 }
 
 #[test]

@@ -70,7 +70,8 @@ impl World {
     /// The failure lies within what a fault may cost.
     fn is_excused(&self, failed: &Failed) -> bool {
         let Some(ended) = failed.ended else { return true };
-        if self.weather.calm {
+        // Removed by force, nothing of a node is waited for.
+        if self.weather.calm && self.is_member(&self.machines[failed.to]) {
             return false;
         }
         let now = self.now();

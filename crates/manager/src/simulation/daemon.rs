@@ -5,24 +5,25 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::Rng;
 use shoal_model::{
     EndpointId, NetworkId, NetworkTable, NodeDescription, TableDelta, TableVersion, Task, TaskId, TaskStatus,
 };
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
 use shoal_protocol::session::{
-    Assignments, Heartbeat, Hello, ManagerMessage, NodeMessage, TableAck, TableRequest, TaskStatusReport,
-    TaskStatuses,
+    Assignments, GuestAnswers, GuestStatement, Heartbeat, Hello, ManagerMessage, NodeMessage, TableAck,
+    TableRequest, TaskStatusReport, TaskStatuses,
 };
 use shoal_protocol::{PROTOCOL_MAX, PROTOCOL_MIN, decode, encode};
 
 use super::link::{Carried, End, LinkId};
-use super::machine::Record;
+use super::machine::{Kernel, Record};
 use super::runner::{Runner, Work};
 use super::world::{DaemonEvent, World, note};
 
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(8);
+const BACK_OFF_MAX: Duration = Duration::from_secs(2);
 /// For connecting, and for the manager's first answer.
 const OPEN_BOUND: Duration = Duration::from_secs(5);
 /// Statuses that come within this time travel together.
@@ -48,6 +49,8 @@ pub(super) struct Daemon {
     back_off: Duration,
     heartbeat: Duration,
     told: BTreeMap<NetworkId, TableVersion>,
+    /// Raised with every change of what its plain containers want.
+    pub(super) statement: u64,
     unreported: BTreeSet<TaskId>,
     report_due: bool,
 }
@@ -76,6 +79,7 @@ impl Daemon {
             back_off: BACK_OFF_FIRST,
             heartbeat: Duration::from_secs(5),
             told: BTreeMap::new(),
+            statement: 0,
             unreported: BTreeSet::new(),
             report_due: false,
         }
@@ -84,6 +88,12 @@ impl Daemon {
     /// The link of the open session.
     pub(super) fn session(&self) -> Option<LinkId> {
         self.link.filter(|_| self.welcomed)
+    }
+
+    /// The network is in force with the endpoint in it, and meant to stay so.
+    pub(super) fn is_ready(&self, kernel: &Kernel, network: &NetworkId, endpoint: &EndpointId) -> bool {
+        let table = kernel.get(network).filter(|_| self.in_force.contains_key(network));
+        self.wanted.contains_key(network) && table.is_some_and(|table| table.endpoints.contains_key(endpoint))
     }
 
     fn has_session(&self) -> bool {
@@ -116,6 +126,7 @@ impl World {
             DaemonEvent::Applied => self.applied(node),
             DaemonEvent::Wake(task) => self.run_task(node, &task),
             DaemonEvent::Done(task) => self.work_done(node, &task),
+            DaemonEvent::Plain(id, what) => self.plain_acts(node, &id, what),
         }
     }
 
@@ -171,9 +182,10 @@ impl World {
 
     fn retry(&mut self, node: usize) {
         let Some(daemon) = self.daemon(node) else { return };
-        let wait = daemon.back_off;
+        let most = daemon.back_off;
         daemon.back_off = (daemon.back_off * 2).min(BACK_OFF_MAX);
         daemon.connecting = true;
+        let wait = most.mul_f64(self.rng.random_range(0.5..=1.0));
         self.daemon_later(node, wait, DaemonEvent::Connect);
     }
 
@@ -195,6 +207,20 @@ impl World {
         }
     }
 
+    pub(super) fn tell_if_open(&mut self, node: usize, statement: GuestStatement) {
+        if self.daemon(node).is_some_and(|daemon| daemon.has_session()) {
+            self.tell(node, Up::Guests(statement));
+        }
+    }
+
+    /// The manager says that the node is no member any more: its tasks run elsewhere now.
+    pub(super) fn daemon_refused(&mut self, link: LinkId) {
+        let Some(node) = self.links.get(&link).map(|link| link.node) else { return };
+        if self.daemon(node).is_some_and(|daemon| daemon.link == Some(link)) {
+            self.obey(node, &Assignments { complete: true, ..Assignments::default() });
+        }
+    }
+
     /// A frame from the manager.
     pub(super) fn daemon_hears(&mut self, link: LinkId, message: ManagerMessage) {
         let Some(node) = self.links.get(&link).map(|link| link.node) else { return };
@@ -212,6 +238,11 @@ impl World {
                 self.beat(node, link);
                 self.report_soon(node);
                 self.acknowledge(node);
+                self.state_plains(node);
+            }
+            Some(Down::GuestAnswers(GuestAnswers { generation, answers })) => {
+                let answers = answers.iter().map(|answer| decode(answer).expect("an answer")).collect();
+                self.plain_answers(node, generation, answers);
             }
             Some(Down::Assignments(assignments)) => self.obey(node, &assignments),
             Some(Down::Table(payload)) => self.put_table(node, decode(&payload).expect("a table")),

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::{
-    Availability, EndpointId, NetworkId, NetworkTable, NodeId, ObjectKey, ServiceId, TableVersion, Task,
-    TaskId, TaskState, UpdateOrder, claims,
+    Attachment, Availability, Claim, ContainerId, EndpointId, Guest, Network, NetworkId, NetworkTable, Node,
+    NodeId, Object, ObjectKey, Service, ServiceId, TableVersion, Task, TaskId, TaskState, UpdateOrder,
+    claims,
 };
 use shoal_protocol::decode;
 use shoal_protocol::session::Assignments;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_store::{Event as StoreEvent, State};
 
+use super::machine::Machine;
 use super::world::World;
 use crate::table::derive;
 
@@ -29,18 +31,20 @@ pub(super) struct Facts {
     stop_wanted: BTreeMap<TaskId, Duration>,
     /// The tasks whose nodes have been told to stop them.
     told_to_stop: BTreeSet<TaskId>,
+    /// Since when nodes that were silent are heard of again.
+    heard_again: BTreeMap<NodeId, Duration>,
     /// Services that were ever updated by starting the new task first.
     start_first: BTreeSet<ServiceId>,
     /// Every version of a table that any manager ever sent, so that it has one meaning.
     versions: HashMap<(NetworkId, TableVersion), Arc<NetworkTable>>,
     /// The revision at which the tables were last compared with the state.
     tables_checked: u64,
+    /// Addresses that were handed out while they rested, since no other was left: nodes that were down
+    /// may still send there.
+    woken: BTreeSet<(NetworkId, IpAddr)>,
 }
 
-/// How long a node that was away may still send to what is no more.
-const AWAY: Duration = Duration::from_secs(5);
-
-type Holders = BTreeMap<(NetworkId, IpAddr), String>;
+pub(super) type Holders = BTreeMap<(NetworkId, IpAddr), String>;
 
 impl World {
     // === the store ===
@@ -61,6 +65,14 @@ impl World {
                     self.check_task(&before, &id);
                     services.extend(self.truth.task(&id).map(|task| task.service.clone()));
                 }
+                Some(ObjectKey::Node(id)) => {
+                    let is_silent = |state: &State| state.node(&id).is_some_and(|node| node.is_silent());
+                    if is_silent(&before) && !is_silent(&self.truth) {
+                        let now = self.now();
+                        self.facts.heard_again.insert(id, now);
+                    }
+                }
+                Some(ObjectKey::Network(id)) => self.check_woken(&before, &id),
                 Some(ObjectKey::Service(id)) => {
                     let update = self.truth.service(&id).and_then(|service| service.spec.update.as_ref());
                     if update.is_some_and(|update| update.order == UpdateOrder::StartFirst) {
@@ -111,6 +123,28 @@ impl World {
         }
     }
 
+    /// An address that rests is handed out only when no other is left.
+    fn check_woken(&mut self, before: &State, id: &NetworkId) {
+        let (Some(old), Some(new)) = (before.network(id), self.truth.network(id)) else { return };
+        let resting = |network: &Network| -> BTreeSet<IpAddr> {
+            network.state.iter().flat_map(|state| &state.resting).map(|resting| resting.address).collect()
+        };
+        let holders = self.holders();
+        let is_taken = |address: &IpAddr| holders.contains_key(&(id.clone(), *address));
+        let woken: Vec<IpAddr> = (&resting(old) - &resting(new)).into_iter().filter(is_taken).collect();
+        for address in woken {
+            let pools = old.state.iter().flat_map(|state| &state.pools);
+            let hosts =
+                pools.filter(|pool| pool.subnet.contains(&address)).flat_map(|pool| pool.subnet.hosts());
+            let held = held_on(before, id);
+            let other = hosts.into_iter().find(|host| !held.contains(host) && !is_taken(host));
+            self.facts.woken.insert((id.clone(), address));
+            if let Some(other) = other {
+                return self.violate(format!("{address}, which rests, is handed out while {other} is free"));
+            }
+        }
+    }
+
     /// No slot runs two tasks, but for the moment in which a new one is to take over from an old one.
     fn check_slots(&mut self, service: &ServiceId) {
         let mut wanted: BTreeMap<u64, usize> = BTreeMap::new();
@@ -145,12 +179,12 @@ impl World {
     // === addresses ===
 
     /// Who holds each address, as far as the store goes.
-    fn holders(&self) -> Holders {
+    pub(super) fn holders(&self) -> Holders {
         let mut holders = Holders::new();
         for (path, _) in self.store.below(State::PREFIX) {
             let object = ObjectKey::parse(path).and_then(|key| self.truth.object(&key));
             for claim in object.iter().flat_map(claims) {
-                if let shoal_model::Claim::Address(network, address) = claim {
+                if let Claim::Address(network, address) = claim {
                     holders.insert((network, address), path.clone());
                 }
             }
@@ -158,38 +192,42 @@ impl World {
         holders
     }
 
-    /// No address leads to two: whatever answers on one, or is sent to on one, is its holder.
+    /// No address leads to two: whatever answers on one, or is sent to on one, is its holder, and no two
+    /// answer on the same.
     pub(super) fn check_addresses(&mut self) {
         let holders = self.holders();
-        let mut wrong = None;
-        for (number, machine) in self.machines.iter().enumerate() {
+        let (mut wrong, mut alive) = (None, Holders::new());
+        for machine in &self.machines {
             if !self.is_member(machine) {
                 continue;
             }
-            for (task, container) in &machine.containers {
-                let path = ObjectKey::Task(task.clone()).path();
-                for held in container.attachments.iter().filter(|_| container.runs()) {
-                    let holder = holders.get(&(held.network.clone(), held.address.addr()));
-                    if holder != Some(&path) {
-                        let address = held.address.addr();
-                        let text =
-                            format!("{address} of {task}, alive on {}, is held by {holder:?}", machine.id);
-                        wrong.get_or_insert(text);
-                    }
+            for (path, held) in live_endpoints(machine) {
+                let place = (held.network.clone(), held.address.addr());
+                let holder = holders.get(&place);
+                if holder != Some(&path) {
+                    let address = held.address.addr();
+                    let text = format!("{address} of {path}, alive on {}, is held by {holder:?}", machine.id);
+                    wrong.get_or_insert(text);
+                }
+                if let Some(other) = alive.insert(place, path.clone()) {
+                    wrong.get_or_insert(format!("{other} and {path} both live at {}", held.address.addr()));
                 }
             }
             let sending = machine.kernel.iter().filter(|(network, _)| self.has_client(machine, network));
-            // A node that was away may have to be told first.
-            let calm = self.now() > self.disturbed(number) + AWAY;
-            for (network, table) in sending.filter(|_| calm) {
-                for endpoint in table.services.values().flat_map(|service| &service.backends) {
-                    let Some(entry) = table.endpoints.get(endpoint) else { continue };
+            for (network, table) in sending {
+                for (endpoint, entry) in &table.endpoints {
                     let address = entry.address.addr();
+                    if self.facts.woken.contains(&(network.clone(), address)) {
+                        continue;
+                    }
                     let holder = holders.get(&(network.clone(), address));
-                    let own = ObjectKey::Task(TaskId::new(endpoint.as_str())).path();
+                    let task = ObjectKey::Task(TaskId::new(endpoint.as_str())).path();
+                    let guest = ObjectKey::Guest(ContainerId::new(endpoint.as_str())).path();
                     // An address that rests is its network's.
                     let rests = Some(&ObjectKey::Network(network.clone()).path()) == holder;
-                    if let Some(other) = holder.filter(|holder| **holder != own && !rests) {
+                    if let Some(other) =
+                        holder.filter(|holder| **holder != task && **holder != guest && !rests)
+                    {
                         let text = format!(
                             "{} sends to {address} as {endpoint}, while it is held by {other}",
                             machine.id
@@ -221,7 +259,10 @@ impl World {
             let Some(view) = &session.view else { continue };
             for (network, published) in &view.tables {
                 let tasks = manager.state.node_tasks(&session.node);
-                let on_it = tasks.flat_map(|task| &task.attachments).any(|held| held.network == *network);
+                let guests = manager.state.node_guests(&session.node);
+                let places = guests.flat_map(|guest| guest.attachments.iter().chain(&guest.leaving));
+                let mut held = tasks.flat_map(|task| &task.attachments).chain(places);
+                let on_it = held.any(|held| held.network == *network);
                 let ingress = manager.state.ingress_network().is_some_and(|held| held.id == *network);
                 if !on_it && !ingress {
                     wrong.get_or_insert(format!("{} is told of {network}", session.node));
@@ -289,18 +330,22 @@ impl World {
         let machine = self.machine(node);
         let serves = machine.and_then(|machine| machine.containers.get(id)).is_some_and(|it| it.serves);
         let senders = self.senders_to(id);
+        // A stop that was wanted while a node was silent did not wait for it.
+        let asked = |sender: &NodeId| self.facts.heard_again.get(sender).copied() <= since;
         let awaited = |sender: &&NodeId| {
             let state = self.manager.as_ref().map(|manager| &manager.state);
-            state.and_then(|state| state.node(sender)).is_some_and(|node| !node.is_silent())
+            state.and_then(|state| state.node(sender)).is_some_and(|node| !node.is_silent()) && asked(sender)
         };
         if let Some(sender) = senders.iter().find(awaited).filter(|_| serves) {
             self.violate(format!("{id} is told to stop while {sender} sends to it"));
         }
     }
 
-    /// A container is told to end. When nothing goes wrong nobody connects to it any more.
+    /// A container is told to end. When nothing goes wrong nobody connects to it any more, but on a node
+    /// that was removed by force.
     pub(super) fn check_signal(&mut self, node: usize, id: &TaskId) {
         if self.weather.calm
+            && self.is_member(&self.machines[node])
             && let Some(sender) = self.senders_to(id).first()
         {
             self.violate(format!("{id} on node {node} is stopped while {sender} sends to it"));
@@ -325,18 +370,47 @@ impl World {
             .collect()
     }
 
-    pub(super) fn is_member(&self, machine: &super::machine::Machine) -> bool {
+    pub(super) fn is_member(&self, machine: &Machine) -> bool {
         self.truth.node(&machine.id).is_some()
     }
 
     /// Somebody on the machine may connect to what is on the network.
-    pub(super) fn has_client(&self, machine: &super::machine::Machine, network: &NetworkId) -> bool {
+    pub(super) fn has_client(&self, machine: &Machine, network: &NetworkId) -> bool {
         let ingress = machine.kernel.get(network).is_some_and(|table| table.config.ingress);
         ingress
             || machine.containers.values().any(|container| {
                 container.runs() && container.attachments.iter().any(|held| held.network == *network)
             })
+            || machine.plains.values().any(|plain| plain.runs() && plain.is_on(network))
     }
+}
+
+/// What answers on a machine, by its key in the store.
+fn live_endpoints(machine: &Machine) -> Vec<(String, &Attachment)> {
+    let running = machine.containers.iter().filter(|(_, container)| container.runs());
+    let tasks = running.flat_map(|(task, container)| {
+        container.attachments.iter().map(|held| (ObjectKey::Task(task.clone()).path(), held))
+    });
+    let running = machine.plains.iter().filter(|(_, plain)| plain.runs());
+    let plains = running.flat_map(|(plain, it)| {
+        it.attachment.iter().map(|held| (ObjectKey::Guest(plain.clone()).path(), held))
+    });
+    tasks.chain(plains).collect()
+}
+
+/// Every address of a network that something holds.
+fn held_on(state: &State, id: &NetworkId) -> BTreeSet<IpAddr> {
+    let tasks = state.tasks().map(|task| Object::Task(Task::clone(task)));
+    let guests = state.guests().map(|guest| Object::Guest(Guest::clone(guest)));
+    let services = state.all_services().map(|service| Object::Service(Service::clone(service)));
+    let nodes = state.nodes().map(|node| Object::Node(Node::clone(node)));
+    let networks = state.networks().map(|network| Object::Network(Network::clone(network)));
+    let objects = tasks.chain(guests).chain(services).chain(nodes).chain(networks);
+    let claimed = objects.flat_map(|object| claims(&object)).filter_map(|claim| match claim {
+        Claim::Address(network, address) if network == *id => Some(address),
+        _ => None,
+    });
+    claimed.collect()
 }
 
 /// The session the hub's conclusions go to.

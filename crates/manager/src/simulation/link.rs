@@ -22,6 +22,8 @@ pub(super) enum End {
 pub(super) enum Carried {
     Up(NodeMessage),
     Down(ManagerMessage),
+    /// The node is no member of the cluster.
+    Refused,
     /// The other end has closed; nothing comes after it.
     Closed,
 }
@@ -57,7 +59,7 @@ impl Link {
 }
 
 /// A node that hears nothing gives its link up after this time: the keep-alive's pause and patience.
-const KEEP_ALIVE_MS: (f64, f64) = (10_000.0, 15_000.0);
+const KEEP_ALIVE_MS: (f64, f64) = (1_500.0, 3_000.0);
 /// An end notices in this time that its link has broken.
 const NOTICE_MS: (f64, f64) = (0.1, 50.0);
 
@@ -108,6 +110,7 @@ impl World {
         match what {
             Carried::Up(message) => self.manager_hears(id, message),
             Carried::Down(message) => self.daemon_hears(id, message),
+            Carried::Refused => self.daemon_refused(id),
             Carried::Closed => self.close(id, end),
         }
     }
@@ -120,6 +123,12 @@ impl World {
         for what in std::mem::take(&mut link.stalled[end as usize]) {
             self.deliver(id, end, what);
         }
+    }
+
+    /// The manager has nothing to do with a node that is no member.
+    pub(super) fn refuse(&mut self, id: LinkId) {
+        self.send(id, End::Node, Carried::Refused);
+        self.close(id, End::Manager);
     }
 
     /// One end closes; the other one is told.
@@ -196,6 +205,7 @@ impl World {
     pub(super) fn reconnect(&mut self, node: usize) {
         if self.cut.remove(&node) {
             note!(self, "node {node} reaches the manager again");
+            self.disturb(node, self.now());
             for id in self.links_of(node) {
                 for end in [End::Manager, End::Node] {
                     let wait = self.millis(self.weather.latency_ms);

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_model::{Attachment, NetworkId, NetworkTable, NodeId, Task, TaskId, TaskStatus};
+use shoal_model::{Attachment, ContainerId, NetworkId, NetworkTable, NodeId, Task, TaskId, TaskStatus};
 
 use super::daemon::Daemon;
 use super::link::End;
+use super::plain::Plain;
 use super::world::{DaemonEvent, Event, World, note};
 
 pub(super) struct Machine {
@@ -18,13 +19,18 @@ pub(super) struct Machine {
     pub(super) life: u64,
     pub(super) disk: Disk,
     pub(super) containers: BTreeMap<TaskId, Container>,
+    /// Containers of no task.
+    pub(super) plains: BTreeMap<ContainerId, Plain>,
     /// The tables that connections go by.
-    pub(super) kernel: BTreeMap<NetworkId, NetworkTable>,
+    pub(super) kernel: Kernel,
     /// Tables come into force late.
     pub(super) slow: bool,
     /// When it was last not as it should be: without daemon, session, or being slow.
     pub(super) disturbed: Duration,
 }
+
+/// What a node's connections go by.
+pub(super) type Kernel = BTreeMap<NetworkId, NetworkTable>;
 
 /// `node.redb`.
 #[derive(Default)]
@@ -77,6 +83,7 @@ impl Machine {
             life: 0,
             disk: Disk::default(),
             containers: BTreeMap::new(),
+            plains: BTreeMap::new(),
             kernel: BTreeMap::new(),
             slow: false,
             disturbed: Duration::ZERO,
@@ -118,6 +125,7 @@ impl World {
         }
         machine.daemon = None;
         machine.kernel.clear();
+        machine.plains.clear();
         for container in machine.containers.values_mut() {
             if container.state == ContainerState::Running {
                 // What is left of it never ran, as far as anybody can see.
@@ -157,6 +165,7 @@ impl World {
             return;
         }
         machine.life += 1;
+        machine.keep_running_plains();
         // What nobody claims is swept.
         machine.kernel.retain(|network, _| machine.disk.tables.contains_key(network));
         let tasks: Vec<TaskId> = machine.disk.records.keys().cloned().collect();

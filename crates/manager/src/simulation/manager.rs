@@ -1,21 +1,22 @@
 //! The manager under simulation: the real control loops, hub, frames and status write-back, with the
 //! simulated store and network around them. What the shells do with tokio is done here with events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
-use shoal_model::{IdGenerator, NodeId};
+use shoal_model::{GuestAnswer, GuestRequest, IdGenerator, NodeId};
 use shoal_store::{Conflict, Event as StoreEvent, Expect, Fence, State, Write};
 
-use super::link::End;
 use super::session::Session;
 use super::wish::Wish;
 use super::world::{Event, World, note};
+use crate::control;
 use crate::dispatcher::hub::Hub;
 use crate::dispatcher::{Report, Waiting, advance, gather};
-use crate::draft::{Draft, commit_of};
+use crate::draft::Draft;
+use crate::leader::fenced;
 use crate::plan::{Now, Observed, plan};
 
 /// Reports are gathered so long before they are committed together.
@@ -34,6 +35,8 @@ pub(super) struct Manager {
     pub(super) views: BTreeMap<NodeId, u64>,
     observed: Arc<Observed>,
     inbox: Vec<Report>,
+    /// What nodes state of their plain containers, in the order in which it came.
+    statements: VecDeque<Statement>,
     waiting: Waiting,
     flush_due: bool,
     /// When the hub and the plan are to be looked at next.
@@ -64,7 +67,17 @@ enum Job {
     /// With what was observed when it was asked for.
     Plan(Arc<Observed>),
     Statuses,
+    /// The next statement; once decided, it and its answers.
+    Guests(Option<(Statement, Vec<GuestAnswer>)>),
     User(Wish),
+}
+
+/// Everything that a node's plain containers want.
+pub(super) struct Statement {
+    pub(super) node: NodeId,
+    pub(super) session: u64,
+    pub(super) generation: u64,
+    pub(super) wanted: Vec<GuestRequest>,
 }
 
 /// A commit on its way to the store. It may outlive its manager.
@@ -105,6 +118,7 @@ impl World {
             views: BTreeMap::new(),
             observed: Arc::default(),
             inbox: Vec::new(),
+            statements: VecDeque::new(),
             waiting: Waiting::new(),
             flush_due: false,
             hub_at: None,
@@ -215,7 +229,7 @@ impl World {
             self.pump_soon(session);
         }
         for link in strangers {
-            self.close(link, End::Manager);
+            self.refuse(link);
         }
         if let Some(deadline) = outcome.next_deadline {
             self.hub_by(began + deadline);
@@ -267,6 +281,13 @@ impl World {
         }
     }
 
+    pub(super) fn take_statement(&mut self, statement: Statement) {
+        let Some(manager) = &mut self.manager else { return };
+        manager.statements.push_back(statement);
+        manager.jobs.push(Job::Guests(None));
+        self.turn_soon();
+    }
+
     fn turn_soon(&mut self) {
         let wait = self.millis((0.01, 0.5));
         self.manager_later(wait, ManagerEvent::Turn);
@@ -279,11 +300,11 @@ impl World {
         if manager.jobs.is_empty() {
             return;
         }
-        let job = manager.jobs.swap_remove(self.rng.random_range(0..manager.jobs.len()));
+        let mut job = manager.jobs.swap_remove(self.rng.random_range(0..manager.jobs.len()));
         let mut draft = Draft::new(manager.state.clone(), wall);
         let now = Now { monotonic, wall };
         let mut deadline = None;
-        match &job {
+        match &mut job {
             Job::Plan(seen) => {
                 let planned = plan(draft.state(), seen, now, &mut manager.ids);
                 deadline = planned.next_deadline.map(|at| manager.began + at);
@@ -295,6 +316,15 @@ impl World {
                 }
                 for ((node, task), status) in &manager.waiting {
                     advance(&mut draft, node, task, status);
+                }
+            }
+            Job::Guests(decided) => {
+                let Some(statement) = manager.statements.pop_front() else { return self.turn_soon() };
+                // A newer session of the node says it all again.
+                if manager.views.get(&statement.node) == Some(&statement.session) {
+                    let Statement { node, wanted, .. } = &statement;
+                    let answers = control::state_guests(&mut draft, now, &mut manager.ids, node, wanted);
+                    *decided = Some((statement, answers));
                 }
             }
             Job::User(wish) => {
@@ -311,11 +341,10 @@ impl World {
         if changes.is_empty() {
             return self.job_done(&job, false, deadline);
         }
-        let (mut expect, writes) = match commit_of(&changes, &manager.state) {
+        let (expect, writes) = match fenced(&changes, &manager.state, &manager.fence) {
             Ok(commit) => commit,
             Err(clash) => return self.violate(clash.to_string()),
         };
-        expect.push(manager.fence.expect());
         let life = manager.life;
         manager.turn = Some(job);
         self.send_commit(life, expect, writes);
@@ -372,7 +401,9 @@ impl World {
                 }
             }
             Job::Statuses => manager.waiting.clear(),
-            Job::User(_) => {}
+            Job::Guests(Some((statement, answers))) => self.answer(statement, answers),
+            Job::User(Wish::Enlist { number }) if changed => self.join(*number),
+            Job::Guests(None) | Job::User(_) => {}
         }
         self.turn_soon();
     }

@@ -8,6 +8,7 @@ mod facts;
 mod link;
 mod machine;
 mod manager;
+mod plain;
 mod queue;
 mod runner;
 mod script;

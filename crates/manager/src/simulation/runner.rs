@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use shoal_model::{ContainerId, ContainerStatus, TaskId, TaskState, TaskStatus};
+use shoal_model::{ContainerId, ContainerStatus, EndpointId, TaskId, TaskState, TaskStatus};
 
 use super::machine::{Container, ContainerState, Record};
 use super::world::{DaemonEvent, Event, World, note};
@@ -125,10 +125,9 @@ impl World {
         let machine = &mut self.machines[node];
         let daemon = machine.daemon.as_mut()?;
         let record = machine.disk.records.get(id)?;
-        let ready = record.task.attachments.iter().all(|attachment| {
-            let network = &attachment.network;
-            daemon.wanted.contains_key(network) && daemon.in_force.contains_key(network)
-        });
+        let endpoint = EndpointId::from(id);
+        let mut networks = record.task.attachments.iter().map(|attachment| &attachment.network);
+        let ready = networks.all(|network| daemon.is_ready(&machine.kernel, network, &endpoint));
         let runner = daemon.runners.get_mut(id)?;
         if let Some(container) = machine.containers.get_mut(id)
             && container.state == ContainerState::Running

@@ -9,7 +9,7 @@ use super::link::End;
 use super::machine::ContainerState;
 use super::manager::Fate;
 use super::weather::Fault;
-use super::wish::Wish;
+use super::wish::{Wish, node_id};
 use super::world::{Event, World, note};
 
 /// How far a run is.
@@ -62,8 +62,10 @@ impl World {
         let fault = if fault { self.pick(self.weather.faults.clone()) } else { None };
         match fault {
             Some(fault) => self.go_wrong(fault),
+            None if self.chance(0.25) => self.use_plains(),
             None => {
-                let wish = Wish::random(&mut self.rng, self.machines.len());
+                let wish = Wish::random(&mut self.rng, self.enlisted, self.machines.len());
+                self.enlisted += usize::from(matches!(wish, Wish::Enlist { .. }));
                 self.ask(wish);
             }
         }
@@ -197,24 +199,33 @@ impl World {
         }
         self.start_manager();
         self.walls.clear();
-        (self.weather.late_frames, self.weather.failing_tables, self.weather.failing_starts) =
-            (0.0, 0.0, 0.0);
+        (self.weather.late_frames, self.weather.failing_tables) = (0.0, 0.0);
+        (self.weather.failing_starts, self.weather.misfits) = (0.0, 0.0);
         self.script = Script::Settling { until: self.now() + SETTLE_BOUND };
         self.queue.after(LOOK_PAUSE, Event::Look);
-        for node in 0..self.machines.len() {
-            self.ask(Wish::Availability { node, to: Availability::Active });
+        for number in 0..self.enlisted {
+            self.ask(Wish::Availability { node: number, to: Availability::Active });
         }
     }
 
     /// Is everything as it is to be?
     pub(super) fn look(&mut self) {
         self.queue.after(LOOK_PAUSE, Event::Look);
+        // Enlisted, but the machine was never told: its user removes it, and has it join again.
+        let ghosts = (0..self.enlisted).filter(|number| {
+            let id = node_id(*number);
+            self.truth.node(&id).is_some() && self.machine(&id).is_none()
+        });
+        for node in ghosts.collect::<Vec<_>>() {
+            self.ask(Wish::RemoveNode { node, force: true });
+        }
         match self.script {
             Script::Settling { until } => match self.unsettled() {
                 None => {
                     note!(self, "everything is as declared");
                     self.script = Script::Removing { until: self.now() + REMOVE_BOUND };
                     self.ask(Wish::RemoveServices);
+                    self.stop_all_plains();
                 }
                 Some(what) if self.now() >= until => self.violate(format!("not settled: {what}")),
                 Some(_) => {}

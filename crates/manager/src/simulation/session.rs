@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_model::{NetworkId, NodeDescription, NodeId, TableVersion, TaskId};
+use shoal_model::{GuestAnswer, NetworkId, NodeDescription, NodeId, TableVersion, TaskId};
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
-use shoal_protocol::session::{Hello, ManagerMessage, NodeMessage, TableAck, Welcome};
-use shoal_protocol::{decode, negotiate};
+use shoal_protocol::session::{GuestAnswers, Hello, ManagerMessage, NodeMessage, TableAck, Welcome};
+use shoal_protocol::{decode, encode, negotiate};
 
 use super::link::{Carried, End, LinkId};
-use super::manager::ManagerEvent;
+use super::manager::{ManagerEvent, Statement};
 use super::world::{World, note};
 use crate::dispatcher::Report;
 use crate::dispatcher::frames::Sent;
@@ -47,7 +47,10 @@ impl World {
         let Some(manager) = &mut self.manager else { return };
         let node = NodeId::new(&hello.node_id);
         let protocol = negotiate(hello.protocol_min, hello.protocol_max);
-        if manager.state.node(&node).is_none() || protocol.is_none() {
+        if manager.state.node(&node).is_none() {
+            return self.refuse(link);
+        }
+        if protocol.is_none() {
             return self.close(link, End::Manager);
         }
         let description: NodeDescription = decode(&hello.description).expect("a description");
@@ -85,6 +88,17 @@ impl World {
         self.hub_soon();
     }
 
+    /// Answers a statement, unless its node has opened another session.
+    pub(super) fn answer(&mut self, statement: &Statement, answers: &[GuestAnswer]) {
+        let Some(manager) = &self.manager else { return };
+        if manager.views.get(&statement.node) != Some(&statement.session) {
+            return;
+        }
+        let Some(link) = manager.sessions.get(&statement.session).map(|session| session.link) else { return };
+        let answers = answers.iter().map(encode).collect();
+        self.say(link, Down::GuestAnswers(GuestAnswers { generation: statement.generation, answers }));
+    }
+
     fn say(&mut self, link: LinkId, message: Down) {
         self.send(link, End::Node, Carried::Down(ManagerMessage { message: Some(message) }));
     }
@@ -117,6 +131,16 @@ impl World {
                 session.sent.forget_table(&NetworkId::new(&request.network_id));
                 note!(self, "{node} asks for a snapshot of {}", request.network_id);
                 self.pump_soon(id);
+            }
+            Up::Guests(statement) => {
+                let wanted =
+                    statement.wanted.iter().map(|wanted| decode(wanted).expect("a request")).collect();
+                self.take_statement(Statement {
+                    node,
+                    session: id,
+                    generation: statement.generation,
+                    wanted,
+                });
             }
             Up::Hello(_) => {
                 let link = session.link;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shoal_model::{Network, NetworkId, NodeId, Task, TaskState};
+use shoal_model::{Guest, Network, NetworkId, NodeId, Task, TaskState};
 
 use super::machine::Machine;
 use super::world::World;
@@ -23,6 +23,7 @@ impl World {
         let services = self.truth.all_services().find_map(|service| self.service_unsettled(service));
         services
             .or_else(|| self.truth.tasks().find_map(|task| self.task_unsettled(task)))
+            .or_else(|| self.truth.guests().find_map(|guest| self.guest_unsettled(guest)))
             .or_else(|| self.machines.iter().find_map(|machine| self.machine_unsettled(machine)))
             .or_else(|| self.truth.networks().find_map(|network| network_unsettled(network)))
     }
@@ -68,10 +69,26 @@ impl World {
         }
     }
 
+    fn guest_unsettled(&self, guest: &Guest) -> Option<String> {
+        let plain = self.machine(&guest.node).and_then(|machine| machine.plains.get(&guest.id));
+        if !guest.leaving.is_empty() {
+            Some(format!("{} still leaves", guest.name))
+        } else if !plain.is_some_and(|plain| plain.is_settled()) {
+            Some(format!("{} is a guest, but does not run", guest.name))
+        } else {
+            None
+        }
+    }
+
     fn machine_unsettled(&self, machine: &Machine) -> Option<String> {
         let id = &machine.id;
         if !self.is_member(machine) {
-            return None;
+            let task = machine.containers.iter().find(|(_, container)| container.runs());
+            return task.map(|(task, _)| format!("{id}, which was removed, still runs {task}"));
+        }
+        let unsettled = machine.plains.iter().find(|(_, plain)| !plain.is_settled());
+        if let Some((plain, _)) = unsettled {
+            return Some(format!("{plain} on {id} does not run"));
         }
         let Some(daemon) = &machine.daemon else { return Some(format!("{id} has no daemon")) };
         for (task, container) in &machine.containers {
@@ -100,7 +117,10 @@ impl World {
     /// The networks whose tables a node is to have.
     fn subscribed(&self, node: &NodeId) -> BTreeSet<NetworkId> {
         let tasks = self.truth.node_tasks(node).filter(|task| !task.released);
-        let networks = tasks.flat_map(|task| &task.attachments).map(|held| held.network.clone());
+        let guests = self.truth.node_guests(node);
+        let places = guests.flat_map(|guest| guest.attachments.iter().chain(&guest.leaving));
+        let networks =
+            tasks.flat_map(|task| &task.attachments).chain(places).map(|held| held.network.clone());
         networks.chain(self.truth.ingress_network().map(|network| network.id.clone())).collect()
     }
 
@@ -116,8 +136,10 @@ impl World {
             let record = machine.disk.records.keys().next().map(|task| format!("the record of {task}"));
             let table = machine.kernel.values().find(|table| !table.config.ingress);
             let table = table.map(|table| format!("{} on {}", table.network, machine.id));
-            container.or(record).or(table)
+            let plain = machine.plains.keys().next().map(|plain| format!("{plain} on {}", machine.id));
+            container.or(record).or(table).or(plain)
         });
-        service.or(task).or(network).or(on_machines)
+        let guest = self.truth.guests().next().map(|guest| guest.name.clone());
+        service.or(task).or(guest).or(network).or(on_machines)
     }
 }

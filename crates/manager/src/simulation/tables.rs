@@ -21,10 +21,18 @@ impl World {
         daemon.wanted.insert(table.network.clone(), Arc::new(table));
         self.pass_soon(node);
         self.wake_all(node);
+        self.wake_plains(node);
     }
 
     /// The network whose snapshot must be asked for, if the delta does not fit.
     pub(super) fn apply_delta(&mut self, node: usize, delta: &TableDelta) -> Option<NetworkId> {
+        let misfit = self.chance(self.weather.misfits);
+        let daemon = self.machines[node].daemon.as_mut()?;
+        if misfit {
+            daemon.wanted.remove(&delta.network);
+            note!(self, "node {node} has mislaid {}", delta.network);
+            self.disturb(node, self.now());
+        }
         let daemon = self.machines[node].daemon.as_mut()?;
         let fits = match daemon.wanted.get_mut(&delta.network) {
             Some(table) => Arc::make_mut(table).apply(delta).is_ok(),
@@ -164,6 +172,7 @@ impl World {
         }
         self.acknowledge(node);
         self.wake_all(node);
+        self.wake_plains(node);
         self.apply_next(node);
     }
 }

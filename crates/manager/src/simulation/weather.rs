@@ -28,6 +28,8 @@ pub(super) struct Weather {
     pub(super) late_frames: f64,
     /// Probability of a table that is not brought into force at the first try.
     pub(super) failing_tables: f64,
+    /// Probability of a delta that finds the table gone which it is for.
+    pub(super) misfits: f64,
     /// Probability of a task that is not prepared, or not started.
     pub(super) failing_starts: f64,
     /// What may go wrong.
@@ -78,6 +80,7 @@ impl Weather {
             healthy_ms: one_of(rng, &[(0.0, 0.0), (0.0, 1_000.0)]),
             late_frames: 0.0,
             failing_tables: 0.0,
+            misfits: 0.0,
             failing_starts: 0.0,
             faults: Vec::new(),
             fault_share: 0.0,
@@ -92,9 +95,20 @@ impl Weather {
         let late_frames = sometimes(0.1);
         let failing_tables = sometimes(0.2);
         let failing_starts = sometimes(0.3);
+        let misfits = sometimes(0.2);
         let faults = FAULTS.into_iter().filter(|_| rng.random_bool(0.4)).collect();
         let length = Duration::from_secs(rng.random_range(5..=40));
         let fault_share = rng.random_range(0.1..0.7);
-        Self { calm: false, length, late_frames, failing_tables, failing_starts, faults, fault_share, ..calm }
+        Self {
+            calm: false,
+            length,
+            late_frames,
+            failing_tables,
+            misfits,
+            failing_starts,
+            faults,
+            fault_share,
+            ..calm
+        }
     }
 }

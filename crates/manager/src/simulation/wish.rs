@@ -23,16 +23,43 @@ type Pick = u64;
 
 #[derive(Debug, Clone)]
 pub(super) enum Wish {
-    CreateNetwork { v6: bool },
+    CreateNetwork {
+        v6: bool,
+        attachable: bool,
+    },
     RemoveNetwork(Pick),
-    CreateService { replicas: u64, networks: Pick, published: bool, update: UpdateConfig, delay: Duration },
-    Scale { service: Pick, replicas: u64 },
-    Update { service: Pick },
-    Join { service: Pick, networks: Pick },
+    CreateService {
+        replicas: u64,
+        networks: Pick,
+        published: bool,
+        update: UpdateConfig,
+        delay: Duration,
+    },
+    Scale {
+        service: Pick,
+        replicas: u64,
+    },
+    Update {
+        service: Pick,
+    },
+    Join {
+        service: Pick,
+        networks: Pick,
+    },
     Rollback(Pick),
     RemoveService(Pick),
-    Availability { node: usize, to: Availability },
-    RemoveNode { node: usize, force: bool },
+    Availability {
+        node: usize,
+        to: Availability,
+    },
+    RemoveNode {
+        node: usize,
+        force: bool,
+    },
+    /// A machine joins the cluster as this node.
+    Enlist {
+        number: usize,
+    },
     RemoveServices,
     RemoveNetworks,
 }
@@ -40,10 +67,12 @@ pub(super) enum Wish {
 /// Networks and services there may be at a time.
 const NETWORKS_MAX: usize = 3;
 const SERVICES_MAX: usize = 3;
+/// Machines there may ever be.
+const MACHINES_MAX: usize = 6;
 /// So many tasks each. All of them together fit into one network.
 const REPLICAS_MAX: u64 = 3;
 /// Prefix length of every network: small ones use their addresses again soon.
-const SUBNET_SIZE: u8 = 28;
+const SUBNET_SIZE: u8 = 27;
 
 fn pick<T>(from: &[T], number: Pick) -> Option<&T> {
     from.get((number % from.len().max(1) as u64) as usize)
@@ -58,11 +87,12 @@ fn networks(draft: &Draft) -> Vec<Arc<Network>> {
 }
 
 impl Wish {
-    pub(super) fn random(rng: &mut StdRng, nodes: usize) -> Self {
+    /// `nodes`: how many there have been; `machines`: how many there are or were.
+    pub(super) fn random(rng: &mut StdRng, nodes: usize, machines: usize) -> Self {
         let number: Pick = rng.random();
         let replicas = rng.random_range(0..=REPLICAS_MAX);
         match rng.random_range(0..100) {
-            0..10 => Self::CreateNetwork { v6: rng.random_bool(0.2) },
+            0..10 => Self::CreateNetwork { v6: rng.random_bool(0.2), attachable: rng.random_bool(0.7) },
             10..13 => Self::RemoveNetwork(number),
             13..38 => Self::CreateService {
                 replicas: replicas.max(1),
@@ -76,6 +106,7 @@ impl Wish {
             70..73 => Self::Join { service: number, networks: rng.random() },
             73..76 => Self::Rollback(number),
             76..84 => Self::RemoveService(number),
+            86..88 if machines < MACHINES_MAX => Self::Enlist { number: nodes },
             84..86 => Self::RemoveNode { node: rng.random_range(0..nodes), force: rng.random_bool(0.3) },
             _ => {
                 let node = rng.random_range(0..nodes);
@@ -99,10 +130,10 @@ impl Wish {
         let services = services(draft);
         let networks = networks(draft);
         match self {
-            Self::CreateNetwork { v6 } if networks.len() < NETWORKS_MAX => {
+            Self::CreateNetwork { v6, attachable } if networks.len() < NETWORKS_MAX => {
                 let name = (0..).map(|number| format!("net{number}"));
                 let name = name.into_iter().find(|name| draft.state().network_named(name).is_none());
-                let spec = network_spec(name.unwrap_or_default(), *v6, free_pool(&networks));
+                let spec = network_spec(name.unwrap_or_default(), *v6, *attachable, free_pool(&networks));
                 control::create_network(draft, now, ids, spec).map(drop)
             }
             Self::CreateService { replicas, networks: bits, published, update, delay }
@@ -146,6 +177,13 @@ impl Wish {
                 let id = node_id(*node);
                 let Some(node) = draft.state().node(&id).cloned() else { return Ok(()) };
                 control::update_node(draft, &id, node.meta.version, with_availability(&node.spec, *to))
+            }
+            Self::Enlist { number } => {
+                let first = draft.state().nodes().next().cloned();
+                if let Some(first) = first {
+                    draft.put(Object::Node(worker(&first, *number, now.wall)));
+                }
+                Ok(())
             }
             Self::RemoveNode { node, force } => control::remove_node(draft, &node_id(*node), *force),
             Self::RemoveServices => {
@@ -195,14 +233,14 @@ fn free_pool(networks: &[Arc<Network>]) -> AddressPool {
     AddressPool { subnet, gateway: None, range: None, reserved: Default::default() }
 }
 
-fn network_spec(name: String, ipv6: bool, pool: AddressPool) -> NetworkSpec {
+fn network_spec(name: String, ipv6: bool, attachable: bool, pool: AddressPool) -> NetworkSpec {
     NetworkSpec {
         name,
         labels: Labels::new(),
         driver: NetworkDriver::Overlay,
         options: Labels::new(),
         internal: false,
-        attachable: false,
+        attachable,
         ingress: false,
         ipv6,
         pools: vec![pool],
@@ -213,7 +251,27 @@ pub(super) fn node_id(number: usize) -> NodeId {
     NodeId::new(format!("node-{number}"))
 }
 
+/// A node like the first one, but for what makes that the first.
+fn worker(first: &Node, number: usize, now: jiff::Timestamp) -> Node {
+    let address = IpAddr::from([192, 0, 2, number as u8 + 1]);
+    let mut node = Node { id: node_id(number), meta: Meta::new(now), ingress: None, ..Node::clone(first) };
+    node.description.hostname = node.id.to_string();
+    node.spec.role = NodeRole::Worker;
+    node.spec.availability = Availability::Active;
+    node.manager = None;
+    node.data_path_address = address;
+    node.status = NodeStatus::unheard(address, now);
+    node
+}
+
 impl World {
+    /// A machine has become a node.
+    pub(super) fn join(&mut self, number: usize) {
+        self.machines.push(Machine::new(node_id(number)));
+        let index = self.machines.len() - 1;
+        self.start_daemon(index);
+    }
+
     /// The cluster's first objects.
     pub(super) fn found(&mut self) {
         let mut ids = IdGenerator::from_seed(self.rng.random());
@@ -232,15 +290,15 @@ impl World {
         let first = draft.state().node(&first).cloned().expect("the first node");
         draft.remove(ObjectKey::Node(first.id.clone()));
         for number in 0..self.weather.nodes {
-            let mut node = Node::clone(&first);
-            node.id = node_id(number);
-            node.description.hostname = node.id.to_string();
-            node.spec.role = if number == 0 { NodeRole::Manager } else { NodeRole::Worker };
-            node.data_path_address = IpAddr::from([192, 0, 2, number as u8 + 1]);
-            node.status.address = node.data_path_address;
+            let mut node = worker(&first, number, self.wall());
+            if number == 0 {
+                node.spec.role = NodeRole::Manager;
+                node.manager = first.manager;
+            }
             self.machines.push(Machine::new(node.id.clone()));
             draft.put(Object::Node(node));
         }
+        self.enlisted = self.weather.nodes;
         let (expect, writes) = commit_of(&draft.into_changes(), &self.truth).expect("nothing twice");
         let (revision, events) = self.store.commit(&expect, writes).expect("an empty store");
         self.check_commit(revision, &events);

@@ -6,13 +6,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use shoal_model::{NodeId, TaskId};
+use shoal_model::{ContainerId, NodeId, TaskId};
 use shoal_store::State;
 
 use super::facts::Facts;
 use super::link::{Carried, End, Link, LinkId};
 use super::machine::Machine;
 use super::manager::{InFlight, Manager, ManagerEvent};
+use super::plain::PlainEvent;
 use super::queue::Queue;
 use super::script::{Mend, Script};
 use super::store::Memory;
@@ -58,6 +59,10 @@ pub(super) enum Event {
         instance: u64,
         code: i32,
     },
+    PlainEnds {
+        node: usize,
+        id: ContainerId,
+    },
     /// The next step of the script.
     Step,
     Mend(Mend),
@@ -81,6 +86,7 @@ pub(super) enum DaemonEvent {
     Switch,
     Applied,
     Wake(TaskId),
+    Plain(ContainerId, PlainEvent),
     Done(TaskId),
 }
 
@@ -97,6 +103,8 @@ pub(super) struct World {
     pub(super) terms: u64,
     pub(super) commits: BTreeMap<u64, InFlight>,
     pub(super) machines: Vec<Machine>,
+    /// How many nodes there have been.
+    pub(super) enlisted: usize,
     pub(super) links: BTreeMap<LinkId, Link>,
     /// Nodes that manager frames do not reach, and that do not reach the manager.
     pub(super) cut: BTreeSet<usize>,
@@ -138,6 +146,7 @@ impl World {
             terms: 0,
             commits: BTreeMap::new(),
             machines: Vec::new(),
+            enlisted: 0,
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
             walls: BTreeSet::new(),
@@ -171,6 +180,7 @@ impl World {
             Event::ContainerEnds { node, task, instance, code } => {
                 self.container_ends(node, &task, instance, code);
             }
+            Event::PlainEnds { node, id } => self.plain_ends(node, &id),
             Event::Step => self.step(),
             Event::Mend(mend) => self.mend(mend),
             Event::Connections => self.connections(),

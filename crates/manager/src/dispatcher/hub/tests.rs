@@ -161,7 +161,8 @@ impl Cluster {
             if changes.is_empty() {
                 return;
             }
-            let (resting, before) = (self.resting(), self.used());
+            let (resting, mut before) = (self.resting(), self.used());
+            before.extend(resting.iter().map(|resting| resting.address));
             self.world.commit(&changes);
             let after = self.used();
             for resting in resting.into_iter().filter(|resting| after.contains(&resting.address)) {
