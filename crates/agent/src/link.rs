@@ -18,10 +18,15 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::lock;
 
-/// Until a connection stands: the manager's machine may be gone.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// A connection on which nothing comes back for so long is given up.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Until a manager's kernel answers: its machine may be gone. No longer, since the kernel asks again after
+/// one, three and seven seconds: a manager that comes back in between is found sooner by a new attempt.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Until the manager's process answers: it may have much to do.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// A connection on which nothing has come for so long is tried, and given up when no answer comes in the
+/// other time: a broken one is known as such after three seconds, like a silent node.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(2);
 
 /// A manager's dispatcher on this node.
 pub(crate) async fn local(socket: &Path) -> io::Result<Channel> {
@@ -35,7 +40,7 @@ pub(crate) async fn remote(address: &str, config: Arc<ClientConfig>) -> io::Resu
 }
 
 pub(crate) async fn dial(address: &str) -> io::Result<TcpStream> {
-    let stream = in_time(TcpStream::connect(address)).await?;
+    let stream = in_time(CONNECT_MAX, TcpStream::connect(address)).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -44,12 +49,12 @@ pub(crate) async fn secured(
     stream: TcpStream,
     config: Arc<ClientConfig>,
 ) -> io::Result<TlsStream<TcpStream>> {
-    in_time(TlsConnector::from(config).connect(tls::manager_name(), stream)).await
+    in_time(HANDSHAKE_MAX, TlsConnector::from(config).connect(tls::manager_name(), stream)).await
 }
 
-async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+async fn in_time<T>(bound: Duration, connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     let overdue = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer");
-    tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(overdue)?
+    tokio::time::timeout(bound, connecting).await.map_err(overdue)?
 }
 
 /// gRPC over one connection that stands. When it breaks, the channel is of no use any more: a session
@@ -66,7 +71,7 @@ where
     // The address is not used: the connection is there.
     let endpoint = Endpoint::from_static("http://manager")
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE * 2)
+        .keep_alive_timeout(KEEP_ALIVE_ANSWER)
         .keep_alive_while_idle(true);
     endpoint.connect_with_connector(tower::service_fn(once)).await.map_err(io::Error::other)
 }

@@ -12,8 +12,8 @@ use futures::stream::BoxStream;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use shoal_model::{
-    GuestAnswer, LogEntry, LogSelector, Network, NetworkId, NetworkTable, NodeDescription, NodeId,
-    NodeReport, TableDelta, TableVersion, Task, TaskId, TaskStatus,
+    GuestAnswer, IdGenerator, LogEntry, LogSelector, Network, NetworkId, NetworkTable, NodeDescription,
+    NodeId, NodeReport, TableDelta, TableVersion, Task, TaskId, TaskStatus,
 };
 use shoal_protocol::identity::{BadCredentials, Credentials, NodeCertificate};
 use shoal_protocol::session::dispatcher_client::DispatcherClient;
@@ -37,7 +37,9 @@ use crate::{Managers, Membership, RemoteManager};
 use renewal::Renewal;
 
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(8);
+/// A node that can reach its manager again is a member again within this time. A thousand nodes that have
+/// lost theirs are so 700 attempts in a second.
+const BACK_OFF_MAX: Duration = Duration::from_secs(2);
 /// For connecting, and for the manager's first answer.
 const OPEN_BOUND: Duration = Duration::from_secs(5);
 /// Statuses that come within this time travel together.
@@ -120,6 +122,7 @@ pub(crate) enum Ended {
 /// Keeps a session with a manager of this cluster until cancelled.
 pub(crate) async fn keep<H: Host>(node: Arc<H>, mut member: Membership, closing: CancellationToken) {
     let mut back_off = BACK_OFF_FIRST;
+    let mut chance = IdGenerator::from_os();
     for attempt in 0.. {
         let mut welcomed = false;
         let session = hold(&node, &mut member, attempt, &mut welcomed);
@@ -136,12 +139,19 @@ pub(crate) async fn keep<H: Host>(node: Arc<H>, mut member: Membership, closing:
             // Its tasks run elsewhere now, and their addresses are given to others.
             node.obey(Assigned { complete: true, ..Assigned::default() });
         }
-        tracing::warn!(error = %ended, retry_ms = back_off.as_millis() as u64, "no session with the manager");
-        if closing.run_until_cancelled(tokio::time::sleep(back_off)).await.is_none() {
+        let wait = scattered(back_off, chance.bytes());
+        tracing::warn!(error = %ended, retry_ms = wait.as_millis() as u64, "no session with the manager");
+        if closing.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
             return;
         }
         back_off = (back_off * 2).min(BACK_OFF_MAX);
     }
+}
+
+/// Between half of it and all of it, so that nodes which lost their manager together come back one after
+/// the other.
+fn scattered(back_off: Duration, [chance]: [u8; 1]) -> Duration {
+    back_off.mul_f64(0.5 + f64::from(chance) / 510.0)
 }
 
 impl Ended {

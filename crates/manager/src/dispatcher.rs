@@ -22,7 +22,6 @@ use std::time::Duration;
 use shoal_model::{NetworkId, NodeDescription, NodeId, TableVersion, TaskId, TaskStatus};
 use shoal_protocol::session::{ManagerMessage, Surroundings};
 use shoal_store::State;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -33,7 +32,7 @@ use crate::logs::Logs;
 use crate::plan::Observed;
 use crate::verify::Questions;
 use hub::{Hub, NodeView};
-pub(crate) use listener::{Peer, bind_tcp};
+pub(crate) use listener::{Listen, Peer, bind_tcp};
 
 /// Events that may wait for the hub before sessions are held up.
 const EVENTS_MAX: usize = 1024;
@@ -115,7 +114,7 @@ impl Dispatcher {
     pub(crate) fn start(
         shared: Arc<Shared>,
         socket: &Path,
-        tcp: TcpListener,
+        tcp: Listen,
         key: Arc<ClusterKey>,
         observed: watch::Sender<Arc<Observed>>,
         tasks: &mut JoinSet<()>,

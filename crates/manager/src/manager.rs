@@ -13,13 +13,12 @@ use shoal_model::{
     NodeDescription, NodeId, NodeSpec, Service, ServiceId, ServiceSpec, Task, TaskId,
 };
 use shoal_store::{Embedded, State, Store};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::ca::{self, Ca, ClusterKey, JoinTokens};
 use crate::control::Rotate;
-use crate::dispatcher::{Dispatcher, bind_tcp};
+use crate::dispatcher::{Dispatcher, Listen, bind_tcp};
 use crate::leader::{Shared, follow, lead, load};
 use crate::plan::Observed;
 use crate::{Code, ControlError, Created, Error, cluster, control, logs, verify};
@@ -91,7 +90,7 @@ impl Manager {
         let key = Arc::new(ClusterKey::create(&config.key)?);
         let authority = ca::new_authority(&key, Timestamp::now())?;
         let listener = bind_tcp(options.listen).await?;
-        let manager = Self::serve(store, config, key, listener).await?;
+        let manager = Self::serve(store, config, key, Listen::Now(listener)).await?;
         let begun = manager
             .shared
             .transact(|draft, now, ids| {
@@ -127,30 +126,34 @@ impl Manager {
         // A key that does not fit is found now, not when the first node joins.
         Ca::open(&cluster.authority, &key)?;
         let addresses = state.nodes().find_map(|node| node.manager).ok_or(Error::NoCluster)?;
-        let listener = bind_tcp(addresses.listen).await?;
-        Self::serve(store, config, key, listener).await
+        let listen = Listen::at(addresses.listen).await;
+        Self::serve(store, config, key, listen).await
     }
 
     async fn serve(
         store: Arc<dyn Store>,
         config: &ManagerConfig,
         key: Arc<ClusterKey>,
-        listener: TcpListener,
+        listen: Listen,
     ) -> Result<Manager, Error> {
         let fence = store.campaign(OFFICE, LEADER_TTL).await?;
         let state = load(&*store).await?;
         let shared = Shared::new(store, fence, state);
-        let listening = listener.local_addr().ok();
+        let listening = match &listen {
+            Listen::Now(listener) => listener.local_addr().ok(),
+            Listen::WhenUp(address) => Some(*address),
+        };
         let mut tasks = JoinSet::new();
         let (observed, observations) = watch::channel(Arc::new(Observed::default()));
         let dispatcher =
-            Dispatcher::start(shared.clone(), &config.socket, listener, key.clone(), observed, &mut tasks)?;
+            Dispatcher::start(shared.clone(), &config.socket, listen, key.clone(), observed, &mut tasks)?;
         tasks.spawn(follow(shared.clone()));
         tasks.spawn(lead(shared.clone(), observations));
         Ok(Manager { shared, dispatcher, key, listening, tasks: Arc::new(Mutex::new(Some(tasks))) })
     }
 
-    /// Where nodes are served; with port 0 asked for, the port that was given.
+    /// Where nodes are served, or will be once that address is up; with port 0 asked for, the port that was
+    /// given.
     pub fn listening(&self) -> Option<SocketAddr> {
         self.listening
     }

@@ -48,10 +48,14 @@ fn config(dir: &std::path::Path) -> ManagerConfig {
 
 impl World {
     async fn new() -> Self {
+        Self::listening(([127, 0, 0, 1], 0).into()).await
+    }
+
+    async fn listening(listen: SocketAddr) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = InitOptions {
             node_name: "one".into(),
-            listen: ([127, 0, 0, 1], 0).into(),
+            listen,
             advertise: ([127, 0, 0, 1], 2377).into(),
             data_path_address: [127, 0, 0, 1].into(),
             spec: ClusterSpec::default(),
@@ -308,6 +312,30 @@ async fn a_cluster_goes_on_with_its_authority_after_a_restart_and_not_without_it
     assert!(matches!(refused, crate::Error::Ca(CaError::Unsealed(_))), "{refused}");
     std::fs::write(&path, key).unwrap();
     Manager::open(config(world.dir.path())).await.unwrap().shutdown().await;
+}
+
+/// As at boot, when an address may come up after the daemon.
+#[tokio::test]
+async fn a_manager_that_cannot_listen_yet_serves_its_own_node_and_lets_others_in_once_it_can() {
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let world = World::listening(free).await;
+    let (node, credentials) = world.enrol().await;
+    world.manager.shutdown().await;
+
+    let World { dir, address, .. } = world;
+    let occupied = std::net::TcpListener::bind(address).unwrap();
+    let manager = Manager::open(config(dir.path())).await.unwrap();
+    let world = World { dir, manager, address };
+    tokio::net::UnixStream::connect(world.dir.path().join("manager.sock")).await.unwrap();
+    assert_eq!(world.manager.state().nodes().count(), 2);
+    drop(occupied);
+    let up = async {
+        while TcpStream::connect(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, up).await.expect("it listens once it can");
+    world.session(&node, &credentials).await.unwrap();
 }
 
 #[tokio::test]

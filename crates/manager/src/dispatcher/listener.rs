@@ -2,8 +2,9 @@
 //! sorted by what it shows: members to one server, machines without a certificate to another, which
 //! offers nothing but enrolment.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use shoal_protocol::identity::{NodeCertificate, certificates, is_issued_by};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,10 +30,15 @@ use crate::Error;
 
 /// Connections that may wait for a server to take them.
 const WAITING_MAX: usize = 64;
-/// Handshakes at the same time, and machines that enrol at the same time.
-const STRANGERS_MAX: usize = 256;
+/// Handshakes at the same time.
+const HANDSHAKES_MAX: usize = 256;
 /// A handshake takes no longer.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// Machines that enrol at the same time.
+const CANDIDATES_MAX: usize = 256;
+/// An address that cannot be listened on is tried again after this time, and told of after the other.
+const BIND_PAUSE: Duration = Duration::from_millis(500);
+const BIND_TOLD: Duration = Duration::from_secs(60);
 /// After a failure to accept (no file descriptor left, for example) the next try waits.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -94,15 +102,21 @@ pub(crate) struct Doors {
 /// Opens the doors. Until there is a TLS configuration, nobody is let in by TLS.
 pub(crate) fn open(
     unix: UnixListener,
-    tcp: TcpListener,
+    tcp: Listen,
     tls: watch::Receiver<Option<Arc<ServerConfig>>>,
     stop: &CancellationToken,
 ) -> Doors {
     let (members, members_in) = mpsc::channel(WAITING_MAX);
     let (candidates, candidates_in) = mpsc::channel(WAITING_MAX);
     tokio::spawn(stop.clone().run_until_cancelled_owned(accept_own(unix, members.clone())));
-    let hall = Hall { tls, members, candidates, places: Arc::new(Semaphore::new(STRANGERS_MAX)) };
-    tokio::spawn(stop.clone().run_until_cancelled_owned(accept_all(tcp, hall)));
+    let hall = Hall { tls, members, candidates, places: Arc::new(Semaphore::new(CANDIDATES_MAX)) };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(async {
+        let listener = match tcp {
+            Listen::Now(listener) => listener,
+            Listen::WhenUp(address) => bind_when_up(address).await,
+        };
+        accept_all(listener, hall).await;
+    }));
     Doors { members: ReceiverStream::new(members_in), candidates: ReceiverStream::new(candidates_in) }
 }
 
@@ -118,6 +132,41 @@ pub(crate) fn bind_unix(socket: &Path) -> Result<UnixListener, Error> {
     let listener = UnixListener::bind(socket).map_err(failed)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
+}
+
+/// Where nodes are let in.
+pub(crate) enum Listen {
+    Now(TcpListener),
+    /// An address that has been listened on before. At boot it may not be the machine's yet.
+    WhenUp(SocketAddr),
+}
+
+impl Listen {
+    /// Now, if that is possible.
+    pub(crate) async fn at(address: SocketAddr) -> Self {
+        TcpListener::bind(address).await.map_or(Self::WhenUp(address), Self::Now)
+    }
+}
+
+/// Tries until it works: until then the manager serves its own node only.
+async fn bind_when_up(address: SocketAddr) -> TcpListener {
+    let mut told: Option<Instant> = None;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                if told.is_some() {
+                    tracing::info!(%address, "nodes are let in");
+                }
+                return listener;
+            }
+            Err(error) if told.is_none_or(|told| told.elapsed() >= BIND_TOLD) => {
+                tracing::warn!(%address, %error, "no other node is let in until this address can be listened on");
+                told = Some(Instant::now());
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(BIND_PAUSE).await;
+    }
 }
 
 pub(crate) async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, Error> {
@@ -152,19 +201,19 @@ struct Hall {
 }
 
 async fn accept_all(listener: TcpListener, hall: Hall) {
+    let mut handshakes = Handshakes::default();
     loop {
-        // Whoever finds no place waits in the kernel's queue.
-        let Ok(place) = hall.places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
                 let hall = hall.clone();
-                tokio::spawn(async move {
-                    match tokio::time::timeout(HANDSHAKE_MAX, hall.greet(stream, place)).await {
+                let greeting = tokio::spawn(async move {
+                    match tokio::time::timeout(HANDSHAKE_MAX, hall.greet(stream)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::info!(%from, %error, "a connection was refused"),
                         Err(_) => tracing::debug!(%from, "a handshake took too long"),
                     }
                 });
+                handshakes.add(from.ip(), greeting.abort_handle());
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a node's connection");
@@ -174,9 +223,39 @@ async fn accept_all(listener: TcpListener, hall: Hall) {
     }
 }
 
+/// The handshakes under way, oldest first. Who comes is not known before its end, so nobody may keep others
+/// out by not going on with theirs: when there are too many, the one that has lasted longest is given up, of
+/// those from the address from which most come. A member's is over in milliseconds.
+#[derive(Default)]
+struct Handshakes(VecDeque<(IpAddr, AbortHandle)>);
+
+impl Handshakes {
+    fn add(&mut self, from: IpAddr, handshake: AbortHandle) {
+        self.0.retain(|(_, handshake)| !handshake.is_finished());
+        if self.0.len() >= HANDSHAKES_MAX
+            && let Some((from, handshake)) =
+                self.0.remove(most_suspicious(self.0.iter().map(|(from, _)| *from)))
+        {
+            tracing::debug!(%from, "a handshake was given up for newer ones");
+            handshake.abort();
+        }
+        self.0.push_back((from, handshake));
+    }
+}
+
+/// The first of those that share an address with most others.
+fn most_suspicious(from: impl Iterator<Item = IpAddr>) -> usize {
+    let mut first_and_count: BTreeMap<IpAddr, (usize, usize)> = BTreeMap::new();
+    for (index, from) in from.enumerate() {
+        first_and_count.entry(from).or_insert((index, 0)).1 += 1;
+    }
+    let most = first_and_count.into_values().max_by_key(|(first, count)| (*count, std::cmp::Reverse(*first)));
+    most.map_or(0, |(first, _)| first)
+}
+
 impl Hall {
     /// The handshake, and the way to the server that is for such a peer.
-    async fn greet(mut self, stream: TcpStream, place: OwnedSemaphorePermit) -> io::Result<()> {
+    async fn greet(mut self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let config = self.tls.wait_for(Option::is_some).await.map_err(io::Error::other)?.clone();
         let config = config.ok_or_else(|| io::Error::other("no certificate"))?;
@@ -188,7 +267,12 @@ impl Hall {
                 let shown = Shown { certificate, der: der.clone().into_owned() };
                 (Peer::Member(Arc::new(shown)), None, self.members)
             }
-            None => (Peer::Candidate, Some(place), self.candidates),
+            None => {
+                let place = self.places.try_acquire_owned();
+                let place =
+                    place.map_err(|_| io::Error::other("too many machines enrol at the same time"))?;
+                (Peer::Candidate, Some(place), self.candidates)
+            }
         };
         let connection = Connection { stream: Stream::Tls(Box::new(stream)), peer, _place: place };
         server.send(Ok(connection)).await.map_err(|_| io::Error::other("the manager is stopping"))
@@ -228,5 +312,48 @@ impl AsyncWrite for Connection {
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_fills_the_hall_gives_way_first() {
+        let from = |addresses: &str| {
+            let addresses: Vec<IpAddr> =
+                addresses.chars().map(|host| IpAddr::from([192, 0, 2, host as u8])).collect();
+            most_suspicious(addresses.into_iter())
+        };
+        assert_eq!(from("abbb"), 1, "the oldest of those that are most");
+        assert_eq!(from("abc"), 0, "the oldest of all");
+        assert_eq!(from("abcc"), 2);
+        assert_eq!(from("bbaa"), 0);
+    }
+
+    /// A certificate of a member, or none, is only shown at the end of a handshake.
+    #[tokio::test]
+    async fn strangers_that_do_not_go_on_keep_nobody_out() {
+        let listener = bind_tcp(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (members, _members) = mpsc::channel(1);
+        let (candidates, _candidates) = mpsc::channel(1);
+        let (_config, tls) = watch::channel(None);
+        let hall = Hall { tls, members, candidates, places: Arc::new(Semaphore::new(1)) };
+        tokio::spawn(accept_all(listener, hall));
+        let mut strangers = Vec::new();
+        for _ in 0..HANDSHAKES_MAX {
+            strangers.push(TcpStream::connect(address).await.unwrap());
+        }
+        let member = tokio::net::TcpSocket::new_v4().unwrap();
+        member.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let member = member.connect(address).await.unwrap();
+        // The oldest stranger's connection ends, long before its handshake would have.
+        let ended = tokio::time::timeout(HANDSHAKE_MAX / 2, strangers[0].readable()).await;
+        ended.expect("the oldest stranger gives way").unwrap();
+        assert!(matches!(strangers[0].try_read(&mut [0]), Ok(0) | Err(_)));
+        let kept = tokio::time::timeout(Duration::from_millis(100), member.readable()).await;
+        assert!(kept.is_err(), "the member's handshake goes on");
     }
 }

@@ -6,7 +6,7 @@ use shoal_model::Object;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::super::{Dispatcher, bind_tcp};
+use super::super::{Dispatcher, Listen, bind_tcp};
 use super::*;
 use crate::ca::ClusterKey;
 use crate::plan::Observed;
@@ -42,7 +42,8 @@ impl Pair {
         let tcp = bind_tcp(([127, 0, 0, 1], 0).into()).await.unwrap();
         let key = Arc::new(ClusterKey::load(&config.key).unwrap());
         let dispatcher =
-            Dispatcher::start(shared.clone(), &config.socket, tcp, key, observed, &mut tasks).unwrap();
+            Dispatcher::start(shared.clone(), &config.socket, Listen::Now(tcp), key, observed, &mut tasks)
+                .unwrap();
         tasks.spawn(follow(shared.clone()));
         tasks.spawn(crate::leader::lead(shared.clone(), observations));
         let nodes = [first, second.id.clone()];
