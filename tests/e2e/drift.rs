@@ -211,6 +211,43 @@ fn what_somebody_takes_out_of_the_nodes_network_comes_back() {
     stage.node.finish();
 }
 
+/// `docker run` makes sandboxes, too.
+#[test]
+fn what_somebody_takes_out_of_a_plain_containers_sandbox_comes_back() {
+    let stage = Stage::set(1);
+    let node = &stage.node;
+    node.docker(&["network", "create", "-d", "overlay", "--attachable", "open"]).ok();
+    let web = node.service("inner", 1, &["--network", "open"], &["serve"]).remove(0);
+    let id = node.docker(&["run", "-d", "--name", "guest", "--network", "open", "busybox", "idle"]).ok();
+    let pid = node.inspect("container", "guest")["State"]["Pid"].as_u64().unwrap() as u32;
+    let guest = Netns::of_process(pid);
+    let vip = node.vip("inner");
+    let reaches = || guest.run(move || fetch((vip, 80), "/index.html"));
+    wait_until(PATIENCE, "the guest reaches the service", reaches);
+    wait_until(PATIENCE, "nothing differs", || {
+        let (found, repaired) = stage.counts();
+        if found == repaired { Ok(()) } else { Err(format!("{found} found, {repaired} repaired")) }
+    });
+
+    stage.survives("the guest's interface deleted", "sandbox: no link to network", || {
+        guest.run(|| {
+            let deleted = Command::new("ip").args(["link", "del", "eth0"]).status().unwrap();
+            assert!(deleted.success());
+        });
+        reaches().unwrap_err();
+    });
+    reaches().unwrap();
+    stage.survives("the guest's namespace forgotten", "balancer: the networks of the sandbox", || {
+        empty(&stage.map("sandboxes"));
+    });
+    reaches().unwrap();
+    let now = node.inspect("container", "guest");
+    assert_eq!((now["Id"].as_str(), now["State"]["Pid"].as_u64()), (Some(id.trim()), Some(pid.into())));
+    drop((web, guest));
+    node.docker(&["rm", "-f", "guest"]).ok();
+    stage.node.finish();
+}
+
 #[test]
 fn verify_names_what_differs_and_says_so_with_its_exit_code() {
     let mut stage = Stage::set(0);

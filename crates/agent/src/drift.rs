@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shoal_model::{DriftCounts, KindCounts, NetworkId, TaskId};
+use shoal_model::{ContainerId, DriftCounts, KindCounts, NetworkId, TaskId};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
@@ -218,16 +218,21 @@ async fn repair(node: &Arc<Node>, confirmed: &BTreeSet<Finding>) {
             _ => None,
         })
         .collect();
-    let renewed = sandboxes.into_iter().map(|task| {
-        let (done, renewed) = oneshot::channel();
-        node.tasks.order(&TaskId::new(task), Order::Renew(done));
-        renewed
-    });
-    // A task that is gone by now drops its end.
-    let renewed = futures::future::join_all(renewed);
+    let renewed = futures::future::join_all(sandboxes.into_iter().map(|id| renew_sandbox(node, id)));
     if tokio::time::timeout(REPAIR_BOUND, renewed).await.is_err() {
         tracing::warn!("sandboxes that differed are not made anew yet");
     }
+}
+
+/// Has whose sandbox it is make it whole.
+async fn renew_sandbox(node: &Arc<Node>, id: &str) {
+    if let Some(keeper) = node.plains.get(&ContainerId::new(id)) {
+        return report("make the container's sandbox whole again", keeper.renew(node).await);
+    }
+    let (done, renewed) = oneshot::channel();
+    node.tasks.order(&TaskId::new(id), Order::Renew(done));
+    // A task that is gone by now drops its end.
+    let _ = renewed.await;
 }
 
 /// Tells the balancer which addresses are the node's own.

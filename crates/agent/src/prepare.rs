@@ -100,10 +100,10 @@ pub(crate) async fn adopt(node: &Node, record: &TaskRecord) -> Result<Option<Hea
 
 /// Makes what is missing of a sandbox again. One whose namespace is gone stays as it is: the container
 /// would not be in a new one.
-pub(crate) async fn renew(node: &Node, record: &TaskRecord) -> Result<()> {
-    if node.fabric.has_namespace(record.task.id.as_str())? {
-        let file = resolv_conf(node, &record.task.spec.container.dns).await?;
-        make_sandbox(node, Tenant::from(&record.task), &file).await?;
+pub(crate) async fn renew(node: &Node, tenant: Tenant<'_>) -> Result<()> {
+    if node.fabric.has_namespace(tenant.id)? {
+        let file = resolv_conf(node, &tenant.spec.dns).await?;
+        make_sandbox(node, tenant, &file).await?;
     }
     Ok(())
 }

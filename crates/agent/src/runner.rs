@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use crate::health::{self, Health, HealthStatus};
 use crate::node::Node;
 use crate::prepare;
+use crate::sandbox::Tenant;
 use crate::store::TaskRecord;
 use crate::tables::{InForce, Mark};
 use crate::task::{self, Action, Container, Observed, Progress, StopCause};
@@ -252,7 +253,7 @@ impl Runner {
         if waiting.is_empty() || !self.attached {
             return;
         }
-        if let Err(error) = prepare::renew(&self.node, &self.record).await {
+        if let Err(error) = prepare::renew(&self.node, Tenant::from(&self.record.task)).await {
             tracing::warn!(task = %self.record.task.id, %error, "cannot make the task's sandbox whole again");
         }
         for done in waiting {

@@ -17,7 +17,6 @@ use shoal_resolver::feed::State;
 use crate::node::Node;
 use crate::resolver::Served;
 use crate::sandbox::Tenant;
-use crate::store::TaskRecord;
 use crate::tables::{InForce, ports, services};
 use crate::{Error, Result, sandbox};
 
@@ -56,7 +55,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     Network(NetworkId),
-    /// A task's, by its id.
+    /// A task's or a plain container's, by its id.
     Sandbox(String),
     /// The balancer's programs and pins.
     Programs,
@@ -139,7 +138,7 @@ pub(crate) async fn report(node: &Node) -> Result<NodeReport> {
 
 fn texts(findings: &BTreeSet<Finding>, concerned: impl Fn(&Finding) -> bool) -> Vec<String> {
     let named = |finding: &Finding| match &finding.place {
-        Place::Sandbox(task) => format!("{} (task {task})", finding.text),
+        Place::Sandbox(id) => format!("{} (container or task {id})", finding.text),
         _ => finding.text.clone(),
     };
     findings.iter().filter(|finding| concerned(finding)).map(named).collect()
@@ -330,12 +329,8 @@ async fn look_at_sandboxes(
     kernel: &KernelState,
     names: Option<&State>,
 ) -> Result<()> {
-    let configs: Vec<SandboxConfig> = served
-        .iter()
-        .filter_map(|(served, _)| node.tasks.record(&served.view.id))
-        .filter(|record| record.task.attachments.iter().all(|at| in_force.contains_key(&at.network)))
-        .map(|record: TaskRecord| sandbox::config(Tenant::from(&record.task), in_force))
-        .collect();
+    let configs: Vec<SandboxConfig> =
+        served.iter().filter_map(|(served, _)| sandbox_config(node, &served.view.id, in_force)).collect();
     let mut found = node.fabric.sandbox_differences(&configs).await?;
     for config in &configs {
         let unanswered = unanswered(node, config).await;
@@ -369,6 +364,19 @@ async fn look_at_sandboxes(
         }
     }
     Ok(())
+}
+
+/// What a task's or a plain container's sandbox is made from; `None` while not all of its networks are in
+/// force, or when it is nobody's.
+fn sandbox_config(node: &Node, id: &str, in_force: &InForce) -> Option<SandboxConfig> {
+    let config = |tenant: Tenant<'_>| {
+        let ready = tenant.attachments.iter().all(|at| in_force.contains_key(&at.network));
+        ready.then(|| sandbox::config(tenant, in_force))
+    };
+    match node.tasks.record(id) {
+        Some(record) => config(Tenant::from(&record.task)),
+        None => config(node.plains.record(id).filter(|record| !record.left)?.tenant()),
+    }
 }
 
 /// The networks on which nobody answers for virtual addresses beside `connect`.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
 use shoal_model::{NetworkId, NetworkTable, NodeId, Protocol};
@@ -29,6 +30,9 @@ pub struct Fabric {
     pub(crate) inner: Arc<Inner>,
 }
 
+/// The MTU of a link of which nothing is known.
+const ETHERNET: u32 = 1500;
+
 pub(crate) struct Inner {
     pub(crate) tag: String,
     pub(crate) directory: Directory,
@@ -41,6 +45,8 @@ pub(crate) struct Inner {
     addresses: Followed<BTreeSet<IpAddr>>,
     routes: Followed<BTreeSet<IpNet>>,
     mtus: Followed<BTreeMap<IpAddr, u32>>,
+    /// Of the underlay, when its address was last there.
+    last_mtu: AtomicU32,
 }
 
 impl Fabric {
@@ -67,6 +73,7 @@ impl Fabric {
                 addresses,
                 routes,
                 mtus,
+                last_mtu: AtomicU32::new(ETHERNET),
             }),
         };
         if let (Some(node), Some(underlay)) = (config.node, config.underlay) {
@@ -334,14 +341,18 @@ impl Inner {
         Overlay::ensure(namespace, known, &self.netlink, &wanted).await
     }
 
-    /// Of the link that carries the node's data path address.
+    /// Of the link that carries the node's data path address, or did when there was one: while the address is
+    /// away, whoever asks must hear what [`Fabric::follow_mtu`] goes by.
     pub(crate) async fn underlay_mtu(&self, underlay: Ipv4Addr) -> Result<u32> {
-        const ETHERNET: u32 = 1500;
         let addresses = self.netlink.addresses().await?;
         let holder = addresses.iter().find(|(_, address)| address.addr() == IpAddr::V4(underlay));
-        let Some((index, _)) = holder else { return Ok(ETHERNET) };
-        let links = self.netlink.links().await?;
-        Ok(links.iter().find(|link| link.index == *index).map_or(ETHERNET, |link| link.mtu))
+        if let Some((index, _)) = holder {
+            let links = self.netlink.links().await?;
+            if let Some(link) = links.iter().find(|link| link.index == *index) {
+                self.last_mtu.store(link.mtu, Ordering::Relaxed);
+            }
+        }
+        Ok(self.last_mtu.load(Ordering::Relaxed))
     }
 
     /// Takes tunnels that exist no more out of the tables.

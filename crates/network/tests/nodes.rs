@@ -136,6 +136,11 @@ fn running_sandboxes_follow_an_underlay_that_gets_smaller_or_larger() {
     assert_eq!(mtu(&published, "eth0"), 1250);
     assert_eq!(mtu(&sandboxes[0], "eth0"), 1280, "IPv6 would go with less");
     meet(&sandboxes);
+    // An address that is away for a moment says nothing, whoever asks.
+    node.host.sh("ip addr flush dev eth0 scope global");
+    node.block(again.apply_network(&ingress)).unwrap();
+    node.block(again.follow_mtu()).unwrap();
+    assert_eq!(mtu(&published, "eth0"), 1250);
 }
 
 #[test]

@@ -175,6 +175,20 @@ impl Keeper {
 
     // === running ===
 
+    /// Makes what is missing of a running container's sandbox again.
+    pub(crate) async fn renew(&self, node: &Node) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let Shown { record, phase, .. } = self.shown();
+        if phase != Phase::Running || record.spec.network == NetworkMode::Host {
+            return Ok(());
+        }
+        if record.left {
+            // Its sandbox is what is left of it.
+            return networks::serve_none(node, &record).await;
+        }
+        prepare::renew(node, record.tenant()).await
+    }
+
     /// Waits for its end and probes its health, from now on. One that a former process started is
     /// taken over first.
     pub(super) fn mind(self: &Arc<Self>, node: &Arc<Node>, adopt: bool) {

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shoal_model::{ContainerId, IdGenerator};
+use shoal_model::{ContainerId, IdGenerator, invent_name};
 use shoal_runtime::{Container, ContainerConfig};
 
 use crate::node::Node;
@@ -40,6 +40,12 @@ impl Plains {
 
     pub(crate) fn all(&self) -> Vec<Arc<Keeper>> {
         lock(&self.keepers).values().cloned().collect()
+    }
+
+    /// The container with a sandbox of this name, as it is now; only one that runs has one.
+    pub(crate) fn record(&self, sandbox: &str) -> Option<PlainRecord> {
+        let shown = self.get(&ContainerId::new(sandbox))?.shown();
+        (shown.phase == Phase::Running).then_some(shown.record)
     }
 
     fn forget(&self, id: &ContainerId) {
@@ -87,7 +93,7 @@ impl Plains {
                 names::check(&name)?;
                 name
             }
-            None => names::invent(|name| self.holder(name).is_some()),
+            None => invent_name(&mut IdGenerator::from_os(), |name| self.holder(name).is_some()),
         };
         let _reserved = self.reserve(&name, &id)?;
         let record = PlainRecord::new(id.clone(), name, spec);

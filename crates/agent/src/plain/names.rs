@@ -1,33 +1,6 @@
 //! Names of plain containers.
 
-use shoal_model::IdGenerator;
-
 use crate::{Error, Result};
-
-const QUALITIES: [&str; 32] = [
-    "agile", "amber", "brave", "bright", "brisk", "calm", "clever", "coral", "deft", "eager", "early",
-    "fair", "gentle", "glad", "golden", "keen", "kind", "lively", "lucid", "merry", "nimble", "noble",
-    "patient", "proud", "quick", "quiet", "silver", "steady", "swift", "tidal", "vivid", "warm",
-];
-const FISHES: [&str; 32] = [
-    "anchovy", "barbel", "bass", "bream", "carp", "char", "cod", "dace", "eel", "flounder", "garfish",
-    "goby", "grayling", "gurnard", "haddock", "hake", "halibut", "herring", "lamprey", "ling", "mackerel",
-    "minnow", "mullet", "perch", "pike", "plaice", "roach", "salmon", "sardine", "sole", "trout", "turbot",
-];
-
-/// A name that nobody has.
-pub(super) fn invent(is_taken: impl Fn(&str) -> bool) -> String {
-    let mut ids = IdGenerator::from_os();
-    let mut suffix = String::new();
-    loop {
-        let [quality, fish, digits] = ids.bytes::<3>().map(usize::from);
-        let name = format!("{}_{}{suffix}", QUALITIES[quality % 32], FISHES[fish % 32]);
-        if !is_taken(&name) {
-            return name;
-        }
-        suffix.push_str(&(digits % 10).to_string());
-    }
-}
 
 /// Docker's rule, in its words.
 pub(super) fn check(name: &str) -> Result<()> {
@@ -52,11 +25,11 @@ mod tests {
     }
 
     #[test]
-    fn invented_names_are_free() {
-        let taken = invent(|_| false);
-        assert!(check(&taken).is_ok());
-        let mut tries = std::cell::Cell::new(0);
-        let name = invent(|_| tries.replace(tries.get() + 1) < 3);
-        assert!(*tries.get_mut() >= 3 && check(&name).is_ok());
+    fn invented_names_are_good_ones() {
+        let mut ids = shoal_model::IdGenerator::from_seed(1);
+        for _ in 0..100 {
+            let name = shoal_model::invent_name(&mut ids, |_| false);
+            assert!(check(&name).is_ok(), "{name}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rand::Rng;
-use shoal_model::{Availability, NodeSpec};
+use shoal_model::{Availability, NodeSpec, Service};
 
 use super::link::End;
 use super::machine::ContainerState;
@@ -219,6 +219,12 @@ impl World {
         for node in ghosts.collect::<Vec<_>>() {
             self.ask(Wish::RemoveNode { node, force: true });
         }
+        // What stopped an update is over: its user goes on with it.
+        let services = self.truth.services().enumerate();
+        let paused = services.filter(|(_, service)| is_paused(service)).map(|(index, _)| index as u64);
+        for service in paused.collect::<Vec<_>>() {
+            self.ask(Wish::Update { service });
+        }
         match self.script {
             Script::Settling { until } => match self.unsettled() {
                 None => {
@@ -257,6 +263,10 @@ impl World {
         let wait = self.millis(CONNECTIONS_MS);
         self.queue.after(wait, Event::Connections);
     }
+}
+
+fn is_paused(service: &Service) -> bool {
+    service.update_status.as_ref().is_some_and(|update| update.state.is_paused())
 }
 
 /// A node that takes tasks, or not.

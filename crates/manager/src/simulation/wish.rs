@@ -197,9 +197,12 @@ impl Wish {
 }
 
 fn update_config(rng: &mut StdRng) -> UpdateConfig {
+    use UpdateFailureAction::{Continue, Pause, Rollback};
     UpdateConfig {
         parallelism: rng.random_range(0..=2),
         delay: Duration::from_millis(rng.random_range(0..500)),
+        failure_action: [Pause, Continue, Rollback][rng.random_range(0..3)],
+        monitor: Duration::from_millis(rng.random_range(0..5_000)),
         order: if rng.random_bool(0.5) { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst },
         ..UpdateConfig::default()
     }
