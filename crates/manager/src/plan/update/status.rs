@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::{
-    Object, Place, Service, ServiceSpec, Task, TaskState, UpdateConfig, UpdateFailureAction, UpdateState,
-    UpdateStatus,
+    NetworkId, Object, Place, Service, ServiceSpec, Task, TaskState, UpdateConfig, UpdateFailureAction,
+    UpdateState, UpdateStatus,
 };
 
 use super::{Survey, is_outdated};
@@ -91,12 +91,13 @@ fn act(
     mut status: UpdateStatus,
     task: &Task,
 ) {
-    let because = format!("due to failure or early termination of task {}", task.id);
+    let mut because = format!("due to failure or early termination of task {}", task.id);
     let back = status.state.is_rollback();
+    let gone = service.previous.as_deref().and_then(|previous| gone_network(planner, previous));
     match (config.failure_action, &service.previous) {
         (UpdateFailureAction::Continue, _) => put(planner, service, Some(status)),
         // There is only one way back.
-        (UpdateFailureAction::Rollback, Some(previous)) if !back => {
+        (UpdateFailureAction::Rollback, Some(previous)) if !back && gone.is_none() => {
             let mut service = Service::clone(service);
             service.spec = ServiceSpec::clone(previous);
             service.previous = None;
@@ -104,7 +105,10 @@ fn act(
             let status = UpdateStatus::begin(UpdateState::RollbackStarted, planner.now.wall, message);
             put(planner, &service, Some(status));
         }
-        _ => {
+        (action, _) => {
+            if let (UpdateFailureAction::Rollback, false, Some(network)) = (action, back, gone) {
+                because.push_str(&format!("; there is no way back, since network {network} was removed"));
+            }
             let (state, what) = match back {
                 true => (UpdateState::RollbackPaused, "rollback paused"),
                 false => (UpdateState::Paused, "update paused"),
@@ -114,6 +118,13 @@ fn act(
             put(planner, service, Some(status));
         }
     }
+}
+
+/// A network that a former declaration names and that has been removed since. What names it cannot be stored,
+/// and a plan that cannot be stored holds up all others.
+fn gone_network(planner: &Planner<'_>, spec: &ServiceSpec) -> Option<NetworkId> {
+    let mut networks = spec.task.networks.iter().map(|target| &target.network);
+    networks.find(|network| planner.state().network(network).is_none()).cloned()
 }
 
 /// Every slot has had its turn, and every new task was watched for its time.

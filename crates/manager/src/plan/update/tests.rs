@@ -152,6 +152,33 @@ fn a_failing_update_is_rolled_back() {
     assert!(service.previous.is_none(), "there is no way back to what failed");
 }
 
+/// A plan that names what is gone could never be stored, and would hold up every other.
+#[test]
+fn a_failing_update_pauses_when_what_it_would_go_back_to_is_gone() {
+    let mut world = World::new(1);
+    let old = world.network("old", None).unwrap();
+    let config = UpdateConfig { failure_action: UpdateFailureAction::Rollback, ..UpdateConfig::default() };
+    let web = declared(&mut world, config);
+    let join = |spec: &mut shoal_model::ServiceSpec| {
+        let target = shoal_model::NetworkTarget { network: old.clone(), aliases: Vec::new() };
+        spec.task.networks = vec![target];
+    };
+    world.change(&web, join);
+    world.run(20);
+    world.change(&web, |spec| {
+        spec.task.networks.clear();
+        spec.task.container.image = "bad".into();
+    });
+    let key = shoal_model::ObjectKey::Network(old.clone());
+    let network = world.state.object(&key);
+    world.commit(&[crate::plan::Change { key, old: network, new: None }]);
+    run_failing(&mut world, 30);
+    let status = status(&world, &web);
+    assert_eq!(status.state, UpdateState::Paused, "{status:?}");
+    assert!(status.message.contains(&format!("no way back, since network {old} was removed")), "{status:?}");
+    assert!(service(&world, &web).spec.task.networks.is_empty());
+}
+
 #[test]
 fn a_failing_update_goes_on_when_that_is_wanted() {
     let mut world = World::new(1);
