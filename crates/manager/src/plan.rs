@@ -11,6 +11,7 @@ mod global;
 mod guests;
 mod nodes;
 mod orchestrate;
+mod preference;
 mod release;
 mod schedule;
 mod slots;
@@ -36,6 +37,7 @@ pub(crate) use allocate::{
 pub(crate) use authority::behind;
 pub(crate) use constraint::Constraint;
 pub(crate) use nodes::Patience;
+pub(crate) use preference::Preference;
 
 /// The two clocks, read once per plan.
 #[derive(Debug, Clone, Copy)]

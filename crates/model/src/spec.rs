@@ -225,6 +225,9 @@ pub struct Placement {
     pub platforms: Vec<(String, String)>,
     /// 0 is unlimited.
     pub max_replicas: u64,
+    /// Labels over whose values tasks spread, the first one first: `node.labels.zone`.
+    #[serde(default)]
+    pub spread: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -239,7 +239,7 @@ fn restart(policy: Option<wire::RestartPolicy>) -> Result<model::RestartPolicy> 
 }
 
 fn placement(placement: wire::Placement) -> Result<model::Placement> {
-    placement.preferences.refuse("placement preferences are")?;
+    let spread = placement.preferences.unwrap_or_default().into_iter().filter_map(|it| it.spread);
     Ok(model::Placement {
         constraints: placement.constraints.unwrap_or_default(),
         platforms: placement
@@ -249,6 +249,7 @@ fn placement(placement: wire::Placement) -> Result<model::Placement> {
             .map(|platform| (platform.architecture, platform.os))
             .collect(),
         max_replicas: placement.max_replicas.unwrap_or_default(),
+        spread: spread.map(|spread| spread.spread_descriptor).collect(),
     })
 }
 

@@ -220,11 +220,16 @@ fn placement(placement: &model::Placement) -> wire::Placement {
     let platforms = placement.platforms.iter();
     let platforms = platforms
         .map(|(architecture, os)| wire::Platform { architecture: architecture.clone(), os: os.clone() });
+    let spread = placement
+        .spread
+        .iter()
+        .cloned()
+        .map(|spread_descriptor| wire::Preference { spread: Some(wire::Spread { spread_descriptor }) });
     wire::Placement {
         constraints: some(placement.constraints.clone()),
+        preferences: some(spread.collect()),
         max_replicas: some(placement.max_replicas),
         platforms: some(platforms.collect()),
-        ..wire::Placement::default()
     }
 }
 

@@ -33,12 +33,11 @@ fn a_service_reads_back_as_it_was_declared() {
     assert_eq!(show(&spec, Defaults::Insert), value(golden!("vip-service.defaults.json"))["Spec"]);
 }
 
-/// Everything but what is refused: a named volume, a placement preference.
+/// Everything but what is refused: a named volume.
 fn full(mut spec: Value) -> Value {
     let template = &mut spec["TaskTemplate"];
     let mounts = template["ContainerSpec"]["Mounts"].as_array_mut().unwrap();
     mounts.retain(|mount| mount["Type"] != "volume");
-    template["Placement"].as_object_mut().unwrap().remove("Preferences");
     spec
 }
 
@@ -122,11 +121,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     assert_eq!(refusal(template(&["ContainerSpec", "Configs"], config)), yet("configs are"));
     let volume = json!([{"Type": "volume", "Source": "v", "Target": "/v"}]);
     assert_eq!(refusal(template(&["ContainerSpec", "Mounts"], volume)), yet("volumes (mount at /v) are"));
-    let preference = json!([{"Spread": {"SpreadDescriptor": "node.labels.dc"}}]);
-    assert_eq!(
-        refusal(template(&["Placement", "Preferences"], preference)),
-        yet("placement preferences are")
-    );
     let generic = json!([{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}]);
     assert_eq!(
         refusal(template(&["Resources", "Reservations", "GenericResources"], generic)),

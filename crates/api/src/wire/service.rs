@@ -259,12 +259,25 @@ pub(crate) struct RestartPolicy {
 pub(crate) struct Placement {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) constraints: Option<Vec<String>>,
-    #[serde(skip_serializing)]
-    pub(crate) preferences: Unsupported,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) preferences: Option<Vec<Preference>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_replicas: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) platforms: Option<Vec<Platform>>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Preference {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spread: Option<Spread>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Spread {
+    pub(crate) spread_descriptor: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

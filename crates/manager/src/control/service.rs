@@ -12,7 +12,7 @@ use shoal_store::State;
 
 use super::{Created, in_sequence};
 use crate::draft::Draft;
-use crate::plan::{Addresses, Constraint, Now, allocate_service};
+use crate::plan::{Addresses, Constraint, Now, Preference, allocate_service};
 use crate::{Code, ControlError};
 
 /// SwarmKit's bounds (`manager/controlapi/service.go`).
@@ -133,6 +133,7 @@ fn check(state: &State, spec: &ServiceSpec) -> Result<(), ControlError> {
     // SwarmKit returns this error without a code.
     Constraint::parse_all(&task.placement.constraints)
         .map_err(|text| ControlError::new(Code::Internal, text))?;
+    Preference::parse_all(&task.placement.spread).map_err(ControlError::invalid)?;
     let mut joined = BTreeSet::new();
     for target in &task.networks {
         let id = &target.network;

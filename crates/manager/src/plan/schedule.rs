@@ -8,8 +8,9 @@ use shoal_model::{
     Availability, Node, NodeId, Placement, Protocol, PublishMode, ServiceId, Task, TaskState, TaskStatus,
 };
 
+use super::preference::Branches;
 use super::slots::is_wanted;
-use super::{Constraint, Planner, failures};
+use super::{Constraint, Planner, Preference, failures};
 
 /// What a node carries already.
 #[derive(Default)]
@@ -108,8 +109,8 @@ fn host_ports(task: &Task) -> impl Iterator<Item = (Protocol, u16)> {
     host.map(|port| (port.protocol, port.published))
 }
 
-/// SwarmKit's order: a node on which the service keeps failing comes last, then the one with the fewest
-/// tasks of the service comes first, then the one with the fewest tasks.
+/// SwarmKit's order: preferences first; then a node on which the service keeps failing comes last, then
+/// the one with the fewest tasks of the service comes first, then the one with the fewest tasks.
 fn choose(
     nodes: &[Arc<Node>],
     loads: &BTreeMap<NodeId, Load>,
@@ -120,21 +121,25 @@ fn choose(
     let load = |node: &Node| loads.get(&node.id).unwrap_or(&empty);
     let constraints = Constraint::parse_all(&task.spec.placement.constraints)?;
     let mut refusals: BTreeMap<Refusal, usize> = BTreeMap::new();
-    let mut best: Option<((usize, u64, u64), &NodeId)> = None;
+    let preferences = Preference::parse_all(&task.spec.placement.spread)?;
+    let of_service = |node: &Node| load(node).by_service.get(&task.service).copied().unwrap_or_default();
+    let mut branches = Branches::default();
+    let mut fit: Vec<&Node> = Vec::new();
     for node in nodes.iter().filter(|node| task.pinned.as_ref().is_none_or(|pinned| *pinned == node.id)) {
         if let Some(refusal) = refusal(node, load(node), &constraints, task) {
             *refusals.entry(refusal).or_default() += 1;
             continue;
         }
-        let load = load(node);
-        let failed = failures.get(&node.id).copied().filter(|count| *count >= failures::MANY);
-        let of_service = load.by_service.get(&task.service).copied().unwrap_or_default();
-        let rank = (failed.unwrap_or_default(), of_service, load.tasks);
-        if best.is_none_or(|(least, _)| rank < least) {
-            best = Some((rank, &node.id));
-        }
+        branches.add(&preferences, node, of_service(node));
+        fit.push(node);
     }
-    best.map(|(_, node)| node.clone()).ok_or_else(|| explain(&refusals))
+    let rank = |node: &Node| {
+        let failed = failures.get(&node.id).copied().filter(|count| *count >= failures::MANY);
+        let carried = branches.carried(&preferences, node);
+        (carried, failed.unwrap_or_default(), of_service(node), load(node).tasks)
+    };
+    let best = fit.into_iter().min_by_key(|node| rank(node));
+    best.map(|node| node.id.clone()).ok_or_else(|| explain(&refusals))
 }
 
 fn refusal(node: &Node, load: &Load, constraints: &[Constraint], task: &Task) -> Option<Refusal> {

@@ -46,6 +46,35 @@ fn tasks_spread_by_service_first_then_by_all_there_is() {
 }
 
 #[test]
+fn preferences_spread_over_the_values_of_labels() {
+    let mut world = World::new(5);
+    let nodes: Vec<NodeId> = world.state.nodes().map(|node| node.id.clone()).collect();
+    // One node in zone a, in rack 1; three in b, of which two in rack 1; one without a zone.
+    for (node, zone, rack) in [(0, "a", "1"), (1, "b", "1"), (2, "b", "1"), (3, "b", "2")] {
+        change_node(&mut world, nodes[node].as_str(), |node| {
+            node.spec.labels.insert("zone".into(), zone.into());
+            node.spec.labels.insert("rack".into(), rack.into());
+        });
+    }
+    let mut declared = spec("web", 6, &[]);
+    declared.task.placement.spread = vec!["node.labels.zone".into(), "node.labels.rack".into()];
+    let web = world.service(declared.clone()).unwrap();
+    world.run(2);
+    let on = |world: &World, node: usize| spread(world, &web).get(nodes[node].as_str()).copied().unwrap_or(0);
+    let zones = |world: &World| [on(world, 0), on(world, 1) + on(world, 2) + on(world, 3), on(world, 4)];
+    assert_eq!(zones(&world), [2, 2, 2]);
+    assert_eq!([on(&world, 1) + on(&world, 2), on(&world, 3)], [1, 1], "racks of zone b");
+    world.change(&web, |spec| spec.mode = ServiceMode::Replicated { replicas: 12 });
+    world.run(2);
+    assert_eq!(zones(&world), [4, 4, 4]);
+    assert_eq!([on(&world, 1), on(&world, 2), on(&world, 3)], [1, 1, 2]);
+    declared.name = "other".into();
+    declared.task.placement.spread = vec!["node.zone".into()];
+    let refused = world.service(declared).unwrap_err().to_string();
+    assert!(refused.contains("placement preference 'node.zone' is invalid"), "{refused}");
+}
+
+#[test]
 fn what_is_on_its_way_out_does_not_count() {
     let mut world = World::new(2);
     let web = world.service(constrained("web", 2, "node.hostname==node-1")).unwrap();
