@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod converge;
+mod plan;
 mod report;
 mod samples;
 
@@ -16,6 +17,8 @@ use clap::{Args, Parser};
 enum Command {
     /// From an event to its effect on every node
     Converge(ConvergeArgs),
+    /// What one plan of the control loops costs in a cluster of 10,000 nodes; in memory, without nodes
+    Plan,
 }
 
 #[derive(Debug, Args)]
@@ -35,7 +38,13 @@ struct ConvergeArgs {
 }
 
 fn main() {
-    let Command::Converge(args) = Command::parse();
+    match Command::parse() {
+        Command::Converge(args) => converge(&args),
+        Command::Plan => plan::measure(),
+    }
+}
+
+fn converge(args: &ConvergeArgs) {
     let mut report = report::Report::begin();
     for &nodes in &args.nodes {
         let rows = converge::measure(nodes, args.tasks, args.cuts);
@@ -43,7 +52,7 @@ fn main() {
     }
     report.end();
     println!("{report}");
-    if let Some(path) = args.json {
-        std::fs::write(&path, format!("{:#}\n", report.to_json())).unwrap();
+    if let Some(path) = &args.json {
+        std::fs::write(path, format!("{:#}\n", report.to_json())).unwrap();
     }
 }
