@@ -1,6 +1,8 @@
 //! Several nodes as one cluster.
 
+mod change;
 mod failure;
+mod silence;
 mod spread;
 mod updates;
 mod upkeep;
