@@ -118,16 +118,17 @@ pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<E
             steps.push(Step::SetService(*key, backends.clone()));
         }
     }
-    let mut accepted = held.ports.clone();
-    accepted.extend(new_ports.clone());
-    if accepted != held.ports || (held.doubted && !new_ports.is_empty()) {
-        steps.push(Step::AcceptPorts(accepted.clone()));
-    }
+    // The node's own clients first: once the node accepts a port, who is not translated is refused.
     for (&(protocol, port), backends) in &new_ports {
         let key = PortKey { protocol, port };
         if held.ports.get(&(protocol, port)) != Some(backends) || !held.local_ports.contains(&key) {
             steps.push(Step::SetPort(key, backends.clone()));
         }
+    }
+    let mut accepted = held.ports.clone();
+    accepted.extend(new_ports.clone());
+    if accepted != held.ports || (held.doubted && !new_ports.is_empty()) {
+        steps.push(Step::AcceptPorts(accepted.clone()));
     }
 
     match wanted {
@@ -138,10 +139,10 @@ pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<E
 
     let key = |&(protocol, port): &(Protocol, u16)| PortKey { protocol, port };
     let kept: BTreeSet<PortKey> = new_ports.keys().map(key).collect();
-    steps.extend(held.local_ports.difference(&kept).map(|key| Step::RemovePort(*key)));
     if accepted != new_ports {
         steps.push(Step::AcceptPorts(new_ports));
     }
+    steps.extend(held.local_ports.difference(&kept).map(|key| Step::RemovePort(*key)));
     let stale = held.services.keys().filter(|key| !new_services.contains_key(key));
     steps.extend(stale.map(|key| Step::RemoveService(*key)));
     match wanted {

@@ -52,7 +52,8 @@ impl Node {
         steps
     }
 
-    /// Every name that resolves to a VIP has its VIP balanced; every balanced backend is reachable.
+    /// Every name that resolves to a VIP has its VIP balanced; every balanced backend is reachable; every
+    /// port that is accepted is translated for the node's own clients.
     fn check(&self) {
         let known = self.fabric.clone().unwrap_or_default();
         for backends in self.held.services.values() {
@@ -61,6 +62,10 @@ impl Node {
         let named = self.names.iter().filter(|table| !table.config.ingress);
         for vip in named.flat_map(|table| table.services.values()).filter_map(|s| s.vip) {
             assert!(self.held.services.keys().any(|key| key.address == vip), "{vip} has a name only");
+        }
+        for &(protocol, port) in self.held.ports.keys() {
+            let key = PortKey { protocol, port };
+            assert!(self.held.local_ports.contains(&key), "{port} is accepted, but not for the node itself");
         }
     }
 }
