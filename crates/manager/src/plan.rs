@@ -13,6 +13,7 @@ mod nodes;
 mod orchestrate;
 mod preference;
 mod release;
+mod rest;
 mod schedule;
 mod slots;
 mod update;
@@ -24,8 +25,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use shoal_model::{
-    Availability, ContainerId, IdGenerator, NetworkId, Node, NodeDescription, NodeId, Object, Service, Task,
-    TaskId,
+    Availability, ContainerId, IdGenerator, NetworkId, Node, NodeDescription, NodeId, Object, Service,
+    ServiceId, Task, TaskId,
 };
 use shoal_store::State;
 
@@ -104,12 +105,27 @@ pub struct Plan {
 
 /// Plans everything that follows from `state`.
 pub fn plan(state: &State, observed: &Observed, now: Now, ids: &mut IdGenerator) -> Plan {
+    let moving = rest::moving(state);
+    plan_for(state, observed, now, ids, moving, |planner| planner.find_settled())
+}
+
+/// The same for a choice of tasks and services to look at.
+fn plan_for(
+    state: &State,
+    observed: &Observed,
+    now: Now,
+    ids: &mut IdGenerator,
+    moving: BTreeSet<TaskId>,
+    find_settled: fn(&mut Planner<'_>),
+) -> Plan {
     let draft = Draft::new(state.clone(), now.wall);
-    let mut planner = Planner { draft, observed, now, ids, next_deadline: None };
+    let settled = BTreeSet::new();
+    let mut planner = Planner { draft, observed, now, ids, next_deadline: None, moving, settled };
     let mut addresses = Addresses::default();
     nodes::plan(&mut planner);
     authority::plan(&mut planner);
     allocate::networks_and_services(&mut planner, &mut addresses);
+    find_settled(&mut planner);
     orchestrate::plan(&mut planner);
     update::plan(&mut planner);
     orchestrate::promote(&mut planner);
@@ -127,6 +143,10 @@ pub(crate) struct Planner<'a> {
     now: Now,
     ids: &'a mut IdGenerator,
     next_deadline: Option<Duration>,
+    /// The tasks that are not at rest, and those this plan touched.
+    moving: BTreeSet<TaskId>,
+    /// The services that need no look at their tasks.
+    settled: BTreeSet<ServiceId>,
 }
 
 impl Planner<'_> {
@@ -155,15 +175,26 @@ impl Planner<'_> {
     }
 
     fn put_task(&mut self, task: Task) {
+        self.moving.insert(task.id.clone());
         self.draft.put(Object::Task(task));
     }
 
-    fn services(&self) -> Vec<Arc<Service>> {
-        self.state().all_services().cloned().collect()
+    fn find_settled(&mut self) {
+        let unfit = rest::unfit_nodes(self.state());
+        let settled = |service: &&Arc<Service>| rest::is_settled(self.state(), service, &unfit);
+        self.settled =
+            self.state().all_services().filter(settled).map(|service| service.id.clone()).collect();
     }
 
+    /// Those that are not settled.
+    fn services(&self) -> Vec<Arc<Service>> {
+        let unsettled = |service: &&Arc<Service>| !self.settled.contains(&service.id);
+        self.state().all_services().filter(unsettled).cloned().collect()
+    }
+
+    /// Those that are not at rest.
     fn tasks(&self) -> Vec<Arc<Task>> {
-        self.state().tasks().cloned().collect()
+        self.moving.iter().filter_map(|id| self.state().task(id)).cloned().collect()
     }
 }
 

@@ -335,6 +335,16 @@ impl State {
         self.tasks.values()
     }
 
+    /// The services, also such that are no more, of which there are tasks.
+    pub fn services_with_tasks(&self) -> impl Iterator<Item = &ServiceId> {
+        self.by_service.keys()
+    }
+
+    /// The nodes, also such that are no members, that have tasks.
+    pub fn nodes_with_tasks(&self) -> impl Iterator<Item = &NodeId> {
+        self.by_node.keys()
+    }
+
     pub fn service_tasks(&self, service: &ServiceId) -> impl Iterator<Item = &Arc<Task>> {
         self.by_service.get(service).into_iter().flat_map(Map::values)
     }

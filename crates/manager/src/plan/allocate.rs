@@ -190,12 +190,8 @@ fn port_holder<'a>(draft: &'a Draft, service: &Service, port: &PortConfig) -> Op
 
 /// Gives every new task its addresses, or says why it has none.
 pub(super) fn tasks(planner: &mut Planner<'_>, addresses: &mut Addresses) {
-    let mut new: Vec<Arc<Task>> = planner
-        .state()
-        .tasks()
-        .filter(|task| task.status.state == TaskState::New && is_wanted(task))
-        .cloned()
-        .collect();
+    let mut new = planner.tasks();
+    new.retain(|task| task.status.state == TaskState::New && is_wanted(task));
     new.sort_by(|a, b| (a.meta.created, a.slot, &a.id).cmp(&(b.meta.created, b.slot, &b.id)));
     for task in new {
         let Some(service) = planner.state().service(&task.service).cloned() else { continue };

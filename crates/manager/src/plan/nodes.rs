@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shoal_model::{Node, NodeCondition, Object, TaskState, TaskStatus};
+use shoal_model::{Node, NodeCondition, NodeId, Object, Task, TaskState, TaskStatus};
 use shoal_store::State;
 
 use super::allocate::clash;
@@ -118,20 +118,23 @@ fn message(condition: NodeCondition, heard_of: bool, patience: Patience) -> Stri
 
 /// Tasks are given up when their node is no longer a member, or has been down for too long.
 fn orphan(planner: &mut Planner<'_>) {
-    for task in planner.tasks().into_iter().filter(|task| !task.status.state.is_terminal()) {
-        let Some(node) = &task.node else { continue };
-        let error = match planner.state().node(node).cloned() {
+    let busy: Vec<NodeId> = planner.state().nodes_with_tasks().cloned().collect();
+    for id in busy {
+        let error = match planner.state().node(&id).cloned() {
             None => "its node is no longer a member of the cluster",
             Some(node) if planner.is_lost(&node) => "its node has been down for too long",
             Some(_) => continue,
         };
-        let mut task = (*task).clone();
-        task.status = TaskStatus {
-            error: error.to_owned(),
-            container: task.status.container,
-            ..TaskStatus::new(TaskState::Orphaned, planner.now.wall, "orphaned")
-        };
-        planner.put_task(task);
+        let tasks: Vec<_> = planner.state().node_tasks(&id).cloned().collect();
+        for task in tasks.into_iter().filter(|task| !task.status.state.is_terminal()) {
+            let mut task = Task::clone(&task);
+            task.status = TaskStatus {
+                error: error.to_owned(),
+                container: task.status.container,
+                ..TaskStatus::new(TaskState::Orphaned, planner.now.wall, "orphaned")
+            };
+            planner.put_task(task);
+        }
     }
 }
 

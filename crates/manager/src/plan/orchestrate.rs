@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use shoal_model::{
-    Availability, Meta, Node, NodeId, Place, RestartCondition, Service, ServiceMode, Task, TaskId, TaskSpec,
-    TaskState, TaskStatus,
+    Availability, Meta, Node, NodeId, Place, RestartCondition, Service, ServiceId, ServiceMode, Task, TaskId,
+    TaskSpec, TaskState, TaskStatus,
 };
 
 use super::slots::{Slot, is_wanted, slots};
@@ -18,10 +18,12 @@ use super::{Constraint, Planner, after, failures, global, keeps_tasks};
 const STOP_WAIT_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn plan(planner: &mut Planner<'_>) {
-    for task in planner.tasks() {
-        let service = planner.state().service(&task.service);
-        if service.is_none_or(|service| service.removing) {
-            want(planner, &task, TaskState::Remove);
+    let gone = |id: &&ServiceId| planner.state().service(id).is_none_or(|service| service.removing);
+    let gone: Vec<ServiceId> = planner.state().services_with_tasks().filter(gone).cloned().collect();
+    for service in gone {
+        let tasks: Vec<_> = planner.state().service_tasks(&service).cloned().collect();
+        for task in &tasks {
+            want(planner, task, TaskState::Remove);
         }
     }
     for service in planner.services() {

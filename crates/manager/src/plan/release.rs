@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use shoal_model::{Attachment, Network, NodeId, Object, ObjectKey, Resting, TableVersion, Task, TaskState};
 
+use shoal_store::State;
+
 use super::Planner;
 use super::slots::{is_wanted, slots};
 
@@ -101,16 +103,21 @@ fn is_over(task: &Task) -> bool {
     task.status.state.is_terminal() && task.released
 }
 
+/// How many tasks of a slot are remembered, the one that runs among them.
+pub(super) fn kept_history(state: &State, service: &shoal_model::Service) -> u64 {
+    let kept = match service.spec.task.restart.max_attempts {
+        0 => state.cluster().map_or(5, |cluster| cluster.spec.task_history),
+        attempts => attempts.saturating_add(1),
+    };
+    kept.max(1)
+}
+
 /// Keeps the newest tasks of each slot only, as many as the cluster is told to; the newest always,
 /// since a slot that ended for good must be known as such.
 fn forget_history(planner: &mut Planner<'_>, service: &shoal_model::Service) {
-    let kept = planner.state().cluster().map_or(5, |cluster| cluster.spec.task_history);
-    let kept = match service.spec.task.restart.max_attempts {
-        0 => kept,
-        attempts => attempts.saturating_add(1),
-    };
+    let kept = usize::try_from(kept_history(planner.state(), service)).unwrap_or(usize::MAX);
     for (_, slot) in slots(planner.state(), &service.id) {
-        for task in slot.iter().skip(usize::try_from(kept.max(1)).unwrap_or(usize::MAX)) {
+        for task in slot.iter().skip(kept) {
             if is_over(task) && !is_wanted(task) {
                 planner.draft.remove(ObjectKey::Task(task.id.clone()));
             }

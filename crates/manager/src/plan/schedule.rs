@@ -49,12 +49,8 @@ impl Refusal {
 }
 
 pub(super) fn plan(planner: &mut Planner<'_>) {
-    let mut pending: Vec<Arc<Task>> = planner
-        .state()
-        .tasks()
-        .filter(|task| task.status.state == TaskState::Pending && task.node.is_none() && is_wanted(task))
-        .cloned()
-        .collect();
+    let mut pending = planner.tasks();
+    pending.retain(|task| task.status.state == TaskState::Pending && task.node.is_none() && is_wanted(task));
     if pending.is_empty() {
         return;
     }

@@ -138,7 +138,7 @@ fn is_outdated(planner: &Planner<'_>, service: &Service, task: &Task) -> bool {
     node.is_some_and(|node| !constraints.iter().all(|constraint| constraint.holds(node)))
 }
 
-fn same_ports(a: &[PortConfig], b: &[PortConfig]) -> bool {
+pub(super) fn same_ports(a: &[PortConfig], b: &[PortConfig]) -> bool {
     a.len() == b.len() && a.iter().all(|port| b.contains(port))
 }
 

@@ -139,6 +139,15 @@ impl World {
         panic!("the plan never settles");
     }
 
+    /// The changes of a plan, and of one that takes nothing to be at rest.
+    pub(crate) fn both_plans(&self) -> (Vec<Change>, Vec<Change>) {
+        let ids = || IdGenerator::from_seed(7);
+        let quick = plan(&self.state, &self.observed, self.now, &mut ids());
+        let all = self.state.tasks().map(|task| task.id.clone()).collect();
+        let thorough = plan_for(&self.state, &self.observed, self.now, &mut ids(), all, |_| {});
+        (quick.changes, thorough.changes)
+    }
+
     pub(crate) fn pass(&mut self, time: Duration) {
         self.now.monotonic += time;
         self.now.wall = self.now.wall.checked_add(time).unwrap();
