@@ -104,6 +104,15 @@ fn host_ports_are_refused_as_long_as_nothing_opens_them() {
 }
 
 #[test]
+fn a_global_service_stays_one() {
+    let mut spec = value(golden!("vip-service.request.json"));
+    spec["Mode"] = json!({"Global": {}});
+    let spec = read(&spec.to_string()).unwrap();
+    assert_eq!(spec.mode, model::ServiceMode::Global);
+    assert_eq!(show(&spec, Defaults::Omit)["Mode"], json!({"Global": {}}));
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     let template = |path: &'static [&'static str], what: Value| {
         move |spec: &mut Value| {
@@ -129,7 +138,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let driver = json!({"Name": "syslog"});
     assert_eq!(refusal(template(&["LogDriver"], driver)), yet("log driver syslog is"));
     assert_eq!(refusal(template(&["ContainerSpec", "Privileges", "NoNewPrivileges"], json!(true))).0, 501);
-    for mode in ["Global", "ReplicatedJob", "GlobalJob"] {
+    for mode in ["ReplicatedJob", "GlobalJob"] {
         assert_eq!(refusal(|spec| spec["Mode"] = json!({mode: {}})).0, 501, "{mode}");
     }
     assert_eq!(
