@@ -108,6 +108,8 @@ impl Watch {
 
     /// Waits for what is under way, so that every sample is in.
     pub(crate) fn stop(&mut self) {
+        // All at once: waiting for one after the other takes its time.
+        self.loads.iter().for_each(Load::halt);
         self.loads.drain(..).for_each(|load| drop(load.stop()));
     }
 }

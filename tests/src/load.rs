@@ -102,8 +102,13 @@ impl Load {
         self.done.load(Ordering::Relaxed)
     }
 
-    pub fn stop(self) -> Report {
+    /// No operation begins any more.
+    pub fn halt(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+
+    pub fn stop(self) -> Report {
+        self.halt();
         for worker in self.workers {
             worker.join().unwrap();
         }
