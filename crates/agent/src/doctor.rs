@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde::Serialize;
 use shoal_model::{DriftCounts, NodeReport};
@@ -12,6 +13,8 @@ use crate::node::runtime_config;
 
 /// Connect-time programs refuse connections with `bpf_set_retval`, which is as old as this.
 const KERNEL_MIN: (u32, u32) = (6, 1);
+/// The daemon has more patience, since containerd may be on its way; who asks a doctor wants an answer.
+const CONTAINERD_BOUND: Duration = Duration::from_secs(3);
 
 /// One thing looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -154,7 +157,14 @@ async fn containerd(config: &AgentConfig) -> Finding {
     let remedy =
         || format!("install and start containerd (1.6 or newer), socket {}", config.containerd.display());
     let version = async { Runtime::connect(runtime_config(config)).await?.version().await };
-    match version.await {
+    let answered = tokio::time::timeout(CONTAINERD_BOUND, version).await;
+    let Ok(version) = answered else {
+        let seconds = CONTAINERD_BOUND.as_secs();
+        let text =
+            format!("containerd at {} does not answer within {seconds} s", config.containerd.display());
+        return Err((text, remedy()));
+    };
+    match version {
         Ok(versions) if versions.runc.is_empty() => {
             Err((format!("containerd {}, but no runc", versions.containerd), "install runc".to_owned()))
         }
