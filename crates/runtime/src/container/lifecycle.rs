@@ -199,15 +199,10 @@ impl Containers {
                 let code = i32::try_from(task.exit_status).unwrap_or(LOST);
                 let at = timestamp(task.exited_at).unwrap_or_else(Timestamp::now);
                 let exit = Exit { code, at, oom: self.out_of_memory(id) };
-                match blocking(move || files.set_exit(&exit)).await {
-                    Ok(()) => {}
-                    // The container is being removed: nobody will ask how it ended.
-                    Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(error) => {
-                        // The task stays, as long as nothing else knows how it ended.
-                        tracing::warn!(%error, container = %id, "how it ended cannot be written down");
-                        return Ok(exit);
-                    }
+                if let Err(error) = self.write_down(id, exit).await {
+                    // The task stays, as long as nothing else knows how it ended.
+                    tracing::warn!(%error, container = %id, "how it ended cannot be written down");
+                    return Ok(exit);
                 }
                 exit
             }
@@ -403,10 +398,18 @@ impl Containers {
 
     /// Writes down that a container ended unseen.
     async fn lost(&self, id: &ContainerId) -> Result<Exit> {
-        let files = self.files(id);
         let exit = Exit { code: LOST, at: Timestamp::now(), oom: false };
-        blocking(move || files.set_exit(&exit)).await?;
+        self.write_down(id, exit).await?;
         Ok(exit)
+    }
+
+    /// Of a container that is being removed nobody will ask how it ended.
+    async fn write_down(&self, id: &ContainerId, exit: Exit) -> Result<()> {
+        let files = self.files(id);
+        match blocking(move || files.set_exit(&exit)).await {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            written => written,
+        }
     }
 
     /// Looks again at a container that was started, had no task and had not ended: it may have been
