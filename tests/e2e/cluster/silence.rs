@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use shoal_e2e::load::Load;
 use shoal_e2e::web::fetch;
 use shoal_e2e::{Cluster, Container, Node, PATIENCE, process, wait_until};
@@ -74,6 +76,37 @@ fn a_task_that_dies_is_taken_out_on_its_node(cluster: &Cluster, vip: Ipv4Addr, t
     let rest = tasks.iter().filter(|other| other.id != task.id);
     cluster.node(2).resolves(&inside, "tasks.app", addresses(rest));
     inside.run(move || (0..40).try_for_each(|_| fetch((vip, 80), PAGE).map(drop))).unwrap();
+}
+
+/// A node whose daemon is heard of, but whose resolver does not move and so still knows every task.
+#[test]
+fn a_node_that_does_not_follow_is_waited_for_but_not_for_ever() {
+    /// Well below the bound of five seconds, well above what a stop takes otherwise.
+    const HELD: Duration = Duration::from_secs(4);
+    let cluster = serving(NODES, 6);
+    let client = client(&cluster, 3);
+    let vip = cluster.manager().vip("app");
+    let resolver = cluster.node(3).helpers("resolver");
+    assert_eq!(resolver.len(), 1);
+    process::signal(resolver[0], Signal::SIGSTOP);
+    cluster.docker(&["service", "scale", "-d", "app=2"]).ok();
+    let since = Instant::now();
+    while since.elapsed() < HELD {
+        client.run(move || fetch((vip, 80), PAGE)).unwrap();
+        let left = cluster.containers("app").len();
+        assert!(left == 6 || since.elapsed() >= HELD, "{left} are left after {:?}", since.elapsed());
+    }
+    let elsewhere = || cluster.containers("app").iter().filter(|task| task.node != 3).count();
+    wait_until(PATIENCE, "the other nodes go on", || match elsewhere() {
+        left if left <= 2 => Ok(()),
+        left => Err(format!("{left} are left\n{}", cluster.log_tails())),
+    });
+    assert_eq!(process::state(resolver[0]), Some('T'), "the node cannot have followed");
+    let node = cluster.manager().inspect("node", "node3");
+    assert_eq!((&node["Status"]["State"], &node["Status"]["Message"]), (&"ready".into(), &Value::Null));
+    process::signal(resolver[0], Signal::SIGCONT);
+    cluster.serving("app", 2);
+    cluster.finish();
 }
 
 /// The subnet has room for just these: nine addresses for names and clients, four for `app`.
