@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde_json::Value;
 use shoal_e2e::process::Output;
-use shoal_e2e::{Cluster, Node, NodeOptions, PATIENCE, wait_until};
+use shoal_e2e::{Cluster, Container, Node, NodeOptions, PATIENCE, wait_until};
 
 fn info(node: &Node) -> Value {
     serde_json::from_str(&node.docker(&["info", "--format", "{{json .Swarm}}"]).ok()).unwrap()
@@ -107,6 +108,70 @@ fn whoever_may_not_join_is_told_why_within_seconds() {
     cluster.node(3).docker(&["swarm", "leave", "--force"]).ok();
     join(cluster.node(3), &token(cluster.manager(), "worker"), &cluster.manager().address().to_string()).ok();
     cluster.ready(3);
+    cluster.finish();
+}
+
+#[test]
+fn a_clock_that_is_wrong_is_said_with_both_times() {
+    let mut cluster = Cluster::apart(2, &NodeOptions::default());
+    cluster.manager().init();
+    let manager = format!("{}:2377", cluster.manager().address());
+    let token = token(cluster.manager(), "worker");
+    set_clock(&mut cluster, 2, Duration::from_secs(600));
+    let said = fails(join(cluster.node(2), &token, &manager));
+    let times = said
+        .split(|c: char| c == ' ' || c == ',')
+        .filter_map(|word| word.trim_end_matches(':').parse::<Timestamp>().ok());
+    let [one, other] = times.collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("{said}"));
+    let apart = (one.as_second() - other.as_second()).abs();
+    assert!((595..=605).contains(&apart), "{apart} s: {said}");
+    set_clock(&mut cluster, 2, Duration::from_secs(200));
+    join(cluster.node(2), &token, &manager).ok();
+    cluster.ready(2);
+    cluster.finish();
+}
+
+fn set_clock(cluster: &mut Cluster, number: u8, ahead: Duration) {
+    cluster.node_mut(number).kill_daemon();
+    cluster.node_mut(number).options.clock_ahead = ahead;
+    cluster.node_mut(number).start_daemon();
+}
+
+/// Certificates live for 90 days and are renewed after 45.
+#[test]
+fn certificates_are_renewed_in_time() {
+    let day = |days: u64| Duration::from_secs(days * 24 * 3600);
+    let mut cluster = Cluster::start(2);
+    let before = cluster.service("app", 2, &[], &["idle"]);
+    for (days, renewed) in [50, 100, 150].into_iter().zip(1..) {
+        for number in [1, 2] {
+            set_clock(&mut cluster, number, day(days));
+        }
+        let worker = cluster.node(2);
+        wait_until(PATIENCE, "the worker has a new certificate, and a session", || {
+            let log = worker.log();
+            let (_, since) = log.rsplit_once("certificate was renewed").unwrap_or_default();
+            let times = log.matches("certificate was renewed").count();
+            if times == renewed && since.contains("session with the manager is open") {
+                return Ok(());
+            }
+            Err(cluster.log_tails())
+        });
+    }
+    set_clock(&mut cluster, 2, day(300));
+    wait_until(PATIENCE, "the worker says why it is out", || {
+        let error = info(cluster.node(2))["Error"].clone();
+        if error.to_string().contains("its certificate expired at 2027-") {
+            Ok(())
+        } else {
+            Err(error.to_string())
+        }
+    });
+    set_clock(&mut cluster, 2, day(151));
+    cluster.ready(2);
+    let after = cluster.running("app", 2);
+    let ids = |tasks: &[Container]| tasks.iter().map(|task| task.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&after), ids(&before));
     cluster.finish();
 }
 

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -20,11 +21,18 @@ pub struct NodeOptions {
     pub own_containerd: bool,
     /// Seconds between two looks at what kernel and resolver hold; 0: never.
     pub verify_period: u64,
+    /// How far the daemon's clock is ahead of the others'; what runs already keeps its time.
+    pub clock_ahead: Duration,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { name: "node1".to_owned(), own_containerd: false, verify_period: 10 }
+        Self {
+            name: "node1".to_owned(),
+            own_containerd: false,
+            verify_period: 10,
+            clock_ahead: Duration::ZERO,
+        }
     }
 }
 
@@ -182,9 +190,14 @@ impl Node {
             .map_or_else(|| PathBuf::from("/run/containerd/containerd.sock"), PathBuf::from)
     }
 
+    /// All that its daemons have said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+    }
+
     pub fn log_tail(&self) -> String {
         const LINES: usize = 40;
-        let text = std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         format!(
             "--- daemon log of {} ---\n{}",

@@ -427,6 +427,8 @@ impl<H: Host> Session<H> {
 
 /// The new certificate is stored before it is shown: from then on the manager counts on it.
 async fn renewed<H: Host>(node: &Arc<H>, member: &mut Membership, new: Credentials) -> Result<(), Ended> {
+    let expires = NodeCertificate::from_pem(&new.certificate)?.expires;
+    tracing::info!(%expires, "the certificate was renewed");
     if let Managers::Remote { credentials, .. } = &mut member.managers {
         *credentials = new;
     }
