@@ -166,6 +166,7 @@ fn service(number: u32, meta: Meta) -> Service {
         removing: false,
         allocation_error: String::new(),
         update_status: None,
+        job: None,
     }
 }
 
@@ -194,5 +195,6 @@ fn task(service: &Service, number: u32, slot: u32, meta: Meta, ids: &mut IdGener
         released: false,
         start_after: None,
         failures: Vec::new(),
+        iteration: None,
     }
 }

@@ -13,6 +13,7 @@ mod drift;
 mod guests;
 mod host;
 mod ipv6;
+mod jobs;
 mod join;
 mod leftovers;
 mod networks;

@@ -38,6 +38,7 @@ pub(crate) fn task(id: &str) -> Task {
         released: false,
         start_after: None,
         failures: Vec::new(),
+        iteration: None,
     }
 }
 

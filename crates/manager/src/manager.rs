@@ -190,7 +190,9 @@ impl Manager {
         version: u64,
         spec: ServiceSpec,
     ) -> Result<Vec<String>, ControlError> {
-        self.shared.transact(|draft, _, _| control::update_service(draft, id, version, spec.clone())).await
+        self.shared
+            .transact(|draft, now, _| control::update_service(draft, now, id, version, spec.clone()))
+            .await
     }
 
     /// Goes back to what was declared before the last update.

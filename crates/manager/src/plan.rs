@@ -9,6 +9,7 @@ mod constraint;
 mod failures;
 mod global;
 mod guests;
+mod jobs;
 mod nodes;
 mod orchestrate;
 mod preference;

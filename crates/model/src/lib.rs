@@ -27,8 +27,9 @@ pub use id::{ClusterId, ContainerId, EndpointId, IdGenerator, NetworkId, NodeId,
 pub use log::{LogEntry, LogSelector, LogSource};
 pub use name::invent_name;
 pub use object::{
-    Attachment, Cluster, Failure, ManagerAddresses, Meta, Network, NetworkState, Node, NodeCondition,
-    NodeDescription, NodeStatus, Object, ObjectKey, Resting, Service, ServiceEndpoint, Task, VirtualIp,
+    Attachment, Cluster, Failure, JobStatus, ManagerAddresses, Meta, Network, NetworkState, Node,
+    NodeCondition, NodeDescription, NodeStatus, Object, ObjectKey, Resting, Service, ServiceEndpoint, Task,
+    VirtualIp,
 };
 pub use spec::*;
 pub use table::{

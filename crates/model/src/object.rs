@@ -211,6 +211,16 @@ pub struct Service {
     /// `None` when nothing had to be updated since the last change.
     #[serde(default)]
     pub update_status: Option<UpdateStatus>,
+    /// Of a job: its execution now.
+    #[serde(default)]
+    pub job: Option<JobStatus>,
+}
+
+/// One execution of a job. Every change of the service begins another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatus {
+    pub iteration: u64,
+    pub begun: Timestamp,
 }
 
 /// What the allocator gave a service. Its single writer is the allocator.
@@ -266,6 +276,9 @@ pub struct Task {
     /// which a service keeps failing.
     #[serde(default)]
     pub failures: Vec<Failure>,
+    /// Of a job's task: the execution of the job that it is part of. It is wanted until it has ended.
+    #[serde(default)]
+    pub iteration: Option<u64>,
 }
 
 /// A task failed on a node.
@@ -297,6 +310,11 @@ impl Task {
             self.running_since = since;
         }
         advanced
+    }
+
+    /// It is a job's, and has done its work.
+    pub fn is_done(&self) -> bool {
+        self.iteration.is_some() && self.status.state == TaskState::Complete
     }
 
     /// It should be running now, and is: its addresses belong into the tables as a backend.

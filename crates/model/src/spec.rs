@@ -39,6 +39,13 @@ pub enum ServiceMode {
     },
     /// One on every node that may have it.
     Global,
+    /// So many that run to their end, a few at a time.
+    ReplicatedJob {
+        concurrent: u64,
+        total: u64,
+    },
+    /// One that runs to its end on every node there was when the job began.
+    GlobalJob,
 }
 
 impl ServiceMode {
@@ -46,8 +53,18 @@ impl ServiceMode {
     pub fn replicas(self) -> Option<u64> {
         match self {
             Self::Replicated { replicas } => Some(replicas),
-            Self::Global => None,
+            Self::Global | Self::ReplicatedJob { .. } | Self::GlobalJob => None,
         }
+    }
+
+    /// Its tasks are to come to an end, and are not replaced then.
+    pub fn is_job(self) -> bool {
+        matches!(self, Self::ReplicatedJob { .. } | Self::GlobalJob)
+    }
+
+    /// Its tasks belong to nodes.
+    pub fn is_global(self) -> bool {
+        matches!(self, Self::Global | Self::GlobalJob)
     }
 }
 

@@ -32,20 +32,25 @@ pub(crate) fn service(spec: wire::ServiceSpec, network: FindNetwork<'_>) -> Resu
 }
 
 fn mode(mode: wire::Mode) -> Result<model::ServiceMode> {
-    let given =
-        [&mode.global, &mode.replicated_job, &mode.global_job].iter().filter(|mode| mode.is_some()).count();
-    if given + usize::from(mode.replicated.is_some()) > 1 {
+    let given = [
+        mode.replicated.is_some(),
+        mode.global.is_some(),
+        mode.replicated_job.is_some(),
+        mode.global_job.is_some(),
+    ];
+    if given.iter().filter(|given| **given).count() > 1 {
         return Err(ApiError::bad_request("must specify only one service mode"));
     }
     if mode.global.is_some() {
         return Ok(model::ServiceMode::Global);
     }
-    for (given, name) in
-        [(mode.replicated_job.is_some(), "replicated-job"), (mode.global_job.is_some(), "global-job")]
-    {
-        if given {
-            return Err(ApiError::unsupported(format!("service mode {name} is")));
-        }
+    if mode.global_job.is_some() {
+        return Ok(model::ServiceMode::GlobalJob);
+    }
+    if let Some(job) = mode.replicated_job {
+        let concurrent = job.max_concurrent.unwrap_or(1);
+        let total = job.total_completions.unwrap_or(concurrent);
+        return Ok(model::ServiceMode::ReplicatedJob { concurrent, total });
     }
     let replicas = mode.replicated.unwrap_or_default().replicas.unwrap_or(1);
     Ok(model::ServiceMode::Replicated { replicas })

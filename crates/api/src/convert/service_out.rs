@@ -32,24 +32,36 @@ pub(crate) fn service(service: &model::Service, defaults: Defaults) -> wire::Ser
             message: status.message.clone(),
         }),
         service_status: None,
+        job_status: service.job.map(|job| wire::JobStatus {
+            job_iteration: job_iteration(job.iteration),
+            last_execution: time(job.begun),
+        }),
     }
 }
 
-/// What `docker service ls` counts: tasks that run, tasks that should.
+pub(crate) fn job_iteration(index: u64) -> wire::JobIteration {
+    wire::JobIteration { index: Some(index).filter(|index| *index != 0) }
+}
+
+/// What `docker service ls` counts: tasks that run, tasks that should, and of a job's present execution those
+/// that have done their work.
 pub(crate) fn status<'a>(
     service: &model::Service,
     tasks: impl Iterator<Item = &'a model::Task>,
 ) -> wire::ServiceStatus {
-    let (mut wanted, mut running) = (0, 0);
-    for task in tasks.filter(|task| task.desired == TaskState::Running) {
-        wanted += 1;
+    let (mut wanted, mut running, mut completed) = (0, 0, 0);
+    let iteration = service.job.map(|job| job.iteration);
+    for task in tasks.filter(|task| task.desired == TaskState::Running && task.iteration == iteration) {
+        completed += u64::from(task.is_done());
+        wanted += u64::from(!task.is_done());
         running += u64::from(task.status.state == TaskState::Running);
     }
-    wire::ServiceStatus {
-        running_tasks: running,
-        desired_tasks: service.spec.mode.replicas().unwrap_or(wanted),
-        completed_tasks: 0,
-    }
+    let desired_tasks = match service.spec.mode {
+        model::ServiceMode::Replicated { replicas } => replicas,
+        model::ServiceMode::ReplicatedJob { concurrent, .. } => concurrent,
+        model::ServiceMode::Global | model::ServiceMode::GlobalJob => wanted,
+    };
+    wire::ServiceStatus { running_tasks: running, desired_tasks, completed_tasks: completed }
 }
 
 fn mode(mode: model::ServiceMode) -> wire::Mode {
@@ -61,12 +73,24 @@ fn mode(mode: model::ServiceMode) -> wire::Mode {
         model::ServiceMode::Global => {
             wire::Mode { global: Some(serde_json::json!({})), ..wire::Mode::default() }
         }
+        model::ServiceMode::ReplicatedJob { concurrent, total } => wire::Mode {
+            replicated_job: Some(wire::ReplicatedJob {
+                max_concurrent: Some(concurrent),
+                total_completions: Some(total),
+            }),
+            ..wire::Mode::default()
+        },
+        model::ServiceMode::GlobalJob => {
+            wire::Mode { global_job: Some(serde_json::json!({})), ..wire::Mode::default() }
+        }
     }
 }
 
 pub(crate) fn spec(spec: &model::ServiceSpec, defaults: Defaults) -> wire::ServiceSpec {
     let config = |config: &Option<model::UpdateConfig>| match (config, defaults) {
         (None, Defaults::Omit) => None,
+        // It would be refused when a client sends it back.
+        (None, Defaults::Insert) if spec.mode.is_job() => None,
         (None, Defaults::Insert) => Some(update(&model::UpdateConfig::default())),
         (Some(config), _) => Some(update(config)),
     };

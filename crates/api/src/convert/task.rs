@@ -24,8 +24,17 @@ pub(crate) fn task<'a>(
         slot: Some(task.slot).filter(|slot| *slot != 0),
         node: task.node.as_ref().or(task.pinned.as_ref()).map(ToString::to_string),
         status: status(task),
-        desired_state: task.desired.as_str(),
+        desired_state: desired(task),
+        job_iteration: task.iteration.map(service_out::job_iteration),
         networks_attachments: attachments(task, network),
+    }
+}
+
+/// A job's task is wanted until it has done its work; Docker calls that state `complete`.
+pub(crate) fn desired(task: &model::Task) -> &'static str {
+    match task.desired {
+        model::TaskState::Running if task.iteration.is_some() => model::TaskState::Complete.as_str(),
+        desired => desired.as_str(),
     }
 }
 

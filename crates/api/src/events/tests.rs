@@ -66,6 +66,7 @@ fn task(state: TaskState, container: bool, exit_code: i32) -> Object {
         released: false,
         start_after: None,
         failures: Vec::new(),
+        iteration: None,
     })
 }
 

@@ -59,6 +59,8 @@ fn mode(mode: ServiceMode) -> &'static str {
     match mode {
         ServiceMode::Replicated { .. } => "replicated",
         ServiceMode::Global => "global",
+        ServiceMode::ReplicatedJob { .. } => "replicated-job",
+        ServiceMode::GlobalJob => "global-job",
     }
 }
 

@@ -84,7 +84,7 @@ impl Selection {
             && self.filters.labels("label", service.map_or(&no_labels, |service| &service.spec.labels))
             && (self.services.is_empty() || self.services.iter().any(|id| id == task.service.as_str()))
             && (self.nodes.is_empty() || self.nodes.iter().any(|id| id == node))
-            && self.filters.exact("desired-state", task.desired.as_str())
+            && self.filters.exact("desired-state", convert::desired(task))
             && self
                 .up_to_date
                 .is_none_or(|wanted| wanted == service.is_some_and(|service| is_up_to_date(service, task)))
@@ -97,7 +97,9 @@ fn is_up_to_date(service: &Service, task: &Task) -> bool {
     let declared = &service.spec.task;
     let placed = TaskSpec { placement: declared.placement.clone(), ..task.spec.clone() };
     let ports = &service.endpoint.ports;
+    let execution = service.job.map(|job| job.iteration);
     placed == *declared
+        && task.iteration == execution
         && task.ports.len() == ports.len()
         && task.ports.iter().all(|port| ports.contains(port))
 }

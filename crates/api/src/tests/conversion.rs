@@ -84,6 +84,7 @@ fn an_endpoint_is_shown_once_there_is_something_to_reach() {
         removing: false,
         allocation_error: String::new(),
         update_status: None,
+        job: None,
     };
     let show = |service: &model::Service| {
         serde_json::to_value(service_out::service(service, Defaults::Omit)).unwrap()
@@ -113,6 +114,41 @@ fn a_global_service_stays_one() {
 }
 
 #[test]
+fn a_job_is_shown_with_its_execution() {
+    let mut spec = value(golden!("vip-service.request.json"));
+    spec["Mode"] = json!({"ReplicatedJob": {"MaxConcurrent": 2}});
+    let declared = read(&spec.to_string()).unwrap();
+    assert_eq!(declared.mode, model::ServiceMode::ReplicatedJob { concurrent: 2, total: 2 });
+    spec["Mode"]["ReplicatedJob"]["TotalCompletions"] = json!(3);
+    let declared = read(&spec.to_string()).unwrap();
+    let shown = show(&declared, Defaults::Insert);
+    assert_eq!(shown["Mode"], spec["Mode"]);
+    assert_eq!(shown.get("UpdateConfig"), None, "it would be refused if it came back");
+    spec["Mode"] = json!({"GlobalJob": {}});
+    assert_eq!(read(&spec.to_string()).unwrap().mode, model::ServiceMode::GlobalJob);
+    spec["Mode"]["Replicated"] = json!({});
+    assert_eq!(read(&spec.to_string()).unwrap_err().message, "must specify only one service mode");
+
+    let begun = "2026-11-23T08:33:45.30473267Z";
+    let mut job = model::Service {
+        id: "job".into(),
+        meta: model::Meta::new(begun.parse().unwrap()),
+        spec: declared,
+        previous: None,
+        endpoint: model::ServiceEndpoint::default(),
+        removing: false,
+        allocation_error: String::new(),
+        update_status: None,
+        job: Some(model::JobStatus { iteration: 0, begun: begun.parse().unwrap() }),
+    };
+    let status =
+        |job: &model::Service| serde_json::to_value(service_out::service(job, Defaults::Omit)).unwrap();
+    assert_eq!(status(&job)["JobStatus"], json!({"JobIteration": {}, "LastExecution": begun}));
+    job.job.as_mut().unwrap().iteration = 2;
+    assert_eq!(status(&job)["JobStatus"]["JobIteration"], json!({"Index": 2}));
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     let template = |path: &'static [&'static str], what: Value| {
         move |spec: &mut Value| {
@@ -138,9 +174,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let driver = json!({"Name": "syslog"});
     assert_eq!(refusal(template(&["LogDriver"], driver)), yet("log driver syslog is"));
     assert_eq!(refusal(template(&["ContainerSpec", "Privileges", "NoNewPrivileges"], json!(true))).0, 501);
-    for mode in ["ReplicatedJob", "GlobalJob"] {
-        assert_eq!(refusal(|spec| spec["Mode"] = json!({mode: {}})).0, 501, "{mode}");
-    }
     assert_eq!(
         refusal(|spec| spec["Mode"] = json!({"Replicated": {}, "Global": {}})),
         (400, "must specify only one service mode".to_owned())
@@ -298,6 +331,7 @@ fn a_task_is_shown_as_dockers() {
         released: false,
         start_after: None,
         failures: Vec::new(),
+        iteration: None,
     };
     let networks: Vec<_> = networks.into_iter().map(Arc::new).collect();
     let shown = task::task(&made, |id| networks.iter().find(|network| network.id == *id).map(Arc::as_ref));

@@ -34,9 +34,9 @@ pub(crate) struct Mode {
     pub(crate) replicated: Option<Replicated>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) global: Option<serde_json::Value>,
-    #[serde(skip_serializing)]
-    pub(crate) replicated_job: Option<serde_json::Value>,
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) replicated_job: Option<ReplicatedJob>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) global_job: Option<serde_json::Value>,
 }
 
@@ -45,6 +45,15 @@ pub(crate) struct Mode {
 pub(crate) struct Replicated {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) replicas: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct ReplicatedJob {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_concurrent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) total_completions: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -367,6 +376,23 @@ pub(crate) struct Service {
     pub(crate) update_status: Option<UpdateStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) service_status: Option<ServiceStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) job_status: Option<JobStatus>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct JobStatus {
+    pub(crate) job_iteration: JobIteration,
+    pub(crate) last_execution: String,
+}
+
+/// Of the first execution nothing is said, as by Docker.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct JobIteration {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Version;
-use super::service::{Map, PortConfig, TaskSpec};
+use super::service::{JobIteration, Map, PortConfig, TaskSpec};
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -17,13 +17,15 @@ pub(crate) struct Task {
     pub(crate) spec: TaskSpec,
     #[serde(rename = "ServiceID")]
     pub(crate) service: String,
-    /// Global services have none.
+    /// Global services have none; of the first place of a job nothing is said, as by Docker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) slot: Option<u64>,
     #[serde(rename = "NodeID", skip_serializing_if = "Option::is_none")]
     pub(crate) node: Option<String>,
     pub(crate) status: Status,
     pub(crate) desired_state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) job_iteration: Option<JobIteration>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) networks_attachments: Vec<Attachment>,
 }

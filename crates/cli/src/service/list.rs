@@ -56,11 +56,27 @@ fn service_row(service: &Value) -> Vec<String> {
             format!("*:{}->{}/{protocol}", port["PublishedPort"], port["TargetPort"])
         })
         .collect();
+    let mut replicas = format!("{}/{}", count("RunningTasks"), count("DesiredTasks"));
+    let completed = count("CompletedTasks");
+    let (mode, total) = match service.pointer("/Spec/Mode").and_then(Value::as_object) {
+        Some(mode) if mode.contains_key("Global") => ("global", None),
+        Some(mode) if mode.contains_key("GlobalJob") => {
+            ("global job", Some(completed + count("DesiredTasks")))
+        }
+        Some(mode) => match mode.get("ReplicatedJob") {
+            Some(job) => ("replicated job", job["TotalCompletions"].as_u64()),
+            None => ("replicated", None),
+        },
+        None => ("replicated", None),
+    };
+    if let Some(total) = total {
+        replicas.push_str(&format!(" ({completed}/{total} completed)"));
+    }
     vec![
         short_id(&text(service, "/ID")),
         text(service, "/Spec/Name"),
-        "replicated".to_owned(),
-        format!("{}/{}", count("RunningTasks"), count("DesiredTasks")),
+        mode.to_owned(),
+        replicas,
         without_digest(&text(service, "/Spec/TaskTemplate/ContainerSpec/Image")),
         ports.join(", "),
     ]
@@ -166,6 +182,21 @@ fn capitalized(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_shows_what_is_done() {
+        let row = |mode: Value| {
+            let status = json!({ "RunningTasks": 0, "DesiredTasks": 2, "CompletedTasks": 3 });
+            service_row(&json!({ "Spec": { "Mode": mode }, "ServiceStatus": status }))[2..4].join(" ")
+        };
+        assert_eq!(
+            row(json!({ "ReplicatedJob": { "TotalCompletions": 4 } })),
+            "replicated job 0/2 (3/4 completed)"
+        );
+        assert_eq!(row(json!({ "GlobalJob": {} })), "global job 0/2 (3/5 completed)");
+        assert_eq!(row(json!({ "Global": {} })), "global 0/2");
+        assert_eq!(row(json!({ "Replicated": { "Replicas": 2 } })), "replicated 0/2");
+    }
 
     #[test]
     fn a_slots_past_is_indented_under_it() {

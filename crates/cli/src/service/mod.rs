@@ -118,12 +118,14 @@ async fn scale(client: &Client, args: ScaleArgs) -> Result<ExitCode> {
         };
         let service = client.get_json(&format!("/services/{}", escape(name))).await.map_err(about)?;
         let mut spec = service["Spec"].clone();
-        let Some(mode) = spec.pointer_mut("/Mode/Replicated") else {
+        let replicated = ["/Mode/Replicated/Replicas", "/Mode/ReplicatedJob/TotalCompletions"];
+        let scaled_by = replicated.into_iter().find(|path| spec.pointer(path).is_some());
+        let Some(number) = scaled_by.and_then(|path| spec.pointer_mut(path)) else {
             return Err(Error::Usage(format!(
                 "{name}: scale can only be used with replicated or replicated-job mode"
             )));
         };
-        mode["Replicas"] = json!(replicas);
+        *number = json!(replicas);
         let id = service["ID"].as_str().unwrap_or(name).to_owned();
         let version = &service["Version"]["Index"];
         let path = format!("/services/{}/update?version={version}", escape(&id));

@@ -15,6 +15,8 @@ const DEFAULT_MONITOR: Duration = Duration::from_secs(5);
 /// What the progress shows of one look at the service.
 #[derive(Debug, PartialEq)]
 struct Look {
+    job: bool,
+    /// Of a job: those that have done their work.
     running: u64,
     wanted: u64,
     /// Why a task that should run does not.
@@ -39,8 +41,15 @@ pub(super) async fn wait(client: &Client, id: &str, quiet: bool) -> Result<ExitC
         let tasks = client.get_json(&format!("/tasks?filters={}", escape(&filters.to_string()))).await?;
         let look = look(&service, &tasks);
         if last.as_ref() != Some(&look) {
-            say(format!("overall progress: {} out of {} tasks", look.running, look.wanted));
+            say(match look.job {
+                true => format!("job progress: {} out of {} complete", look.running, look.wanted),
+                false => format!("overall progress: {} out of {} tasks", look.running, look.wanted),
+            });
             look.error.iter().for_each(|error| say(error.clone()));
+        }
+        if look.job && look.running == look.wanted {
+            say("job complete".to_owned());
+            return Ok(ExitCode::SUCCESS);
         }
         if look.running < look.wanted {
             stable_since = None;
@@ -64,16 +73,21 @@ pub(super) async fn wait(client: &Client, id: &str, quiet: bool) -> Result<ExitC
 }
 
 fn look(service: &Value, tasks: &Value) -> Look {
-    let wanted = service.pointer("/Spec/Mode/Replicated/Replicas").and_then(Value::as_u64).unwrap_or(0);
+    let job = service.get("JobStatus").is_some();
+    let aim = if job { "complete" } else { "running" };
     let tasks: Vec<&Value> =
-        tasks.as_array().into_iter().flatten().filter(|task| task["DesiredState"] == "running").collect();
-    let running = tasks.iter().filter(|task| task["Status"]["State"] == "running").count() as u64;
+        tasks.as_array().into_iter().flatten().filter(|task| task["DesiredState"] == aim).collect();
+    let declared = ["/Spec/Mode/Replicated/Replicas", "/Spec/Mode/ReplicatedJob/TotalCompletions"];
+    let declared = declared.into_iter().find_map(|path| service.pointer(path)?.as_u64());
+    // Of a global service all tasks are made at once, as soon as there is one.
+    let wanted = declared.unwrap_or_else(|| tasks.len().max(1) as u64);
+    let running = tasks.iter().filter(|task| task["Status"]["State"] == aim).count() as u64;
     let error = tasks
         .iter()
-        .filter(|task| task["Status"]["State"] != "running")
+        .filter(|task| task["Status"]["State"] != aim)
         .find_map(|task| task["Status"]["Err"].as_str().filter(|text| !text.is_empty()))
         .map(str::to_owned);
-    Look { running: running.min(wanted), wanted, error }
+    Look { job, running: running.min(wanted), wanted, error }
 }
 
 /// The end of an update that did not succeed.
@@ -114,8 +128,21 @@ mod tests {
         ]);
         assert_eq!(
             look(&service, &tasks),
-            Look { running: 1, wanted: 2, error: Some("no suitable node".to_owned()) }
+            Look { job: false, running: 1, wanted: 2, error: Some("no suitable node".to_owned()) }
         );
+    }
+
+    #[test]
+    fn a_job_counts_what_is_done() {
+        let job = |mode: Value| json!({ "JobStatus": {}, "Spec": { "Mode": mode } });
+        let tasks = json!([task("complete", "complete", ""), task("complete", "running", "")]);
+        let counts = |service: &Value, tasks: &Value| {
+            let look = look(service, tasks);
+            (look.running, look.wanted)
+        };
+        assert_eq!(counts(&job(json!({ "ReplicatedJob": { "TotalCompletions": 3 } })), &tasks), (1, 3));
+        assert_eq!(counts(&job(json!({ "GlobalJob": {} })), &tasks), (1, 2));
+        assert_eq!(counts(&job(json!({ "GlobalJob": {} })), &json!([])), (0, 1), "there is none yet");
     }
 
     #[test]

@@ -18,9 +18,15 @@ pub struct CreateArgs {
     /// Service name
     #[arg(long, default_value = "")]
     name: String,
+    /// Service mode (replicated, global, replicated-job or global-job)
+    #[arg(long, default_value = "replicated")]
+    mode: String,
     /// Number of tasks
-    #[arg(long, default_value_t = 1)]
-    replicas: u64,
+    #[arg(long)]
+    replicas: Option<u64>,
+    /// Number of job tasks to run concurrently (default equal to --replicas)
+    #[arg(long)]
+    max_concurrent: Option<u64>,
     /// Network attachments, NAME or name=NAME,alias=ALIAS
     #[arg(long)]
     network: Vec<String>,
@@ -113,6 +119,28 @@ pub struct CreateArgs {
 }
 
 impl CreateArgs {
+    /// With the words of Docker's client where it refuses.
+    fn mode(&self) -> Result<Value> {
+        let wrong = |text: &str| Err(Error::Usage(text.to_owned()));
+        if self.max_concurrent.is_some() && self.mode != "replicated-job" {
+            return wrong("max-concurrent can only be used with replicated-job mode");
+        }
+        let replicas = self.replicas.unwrap_or(1);
+        match self.mode.as_str() {
+            "global" | "global-job" if self.replicas.is_some() => {
+                wrong("replicas can only be used with replicated or replicated-job mode")
+            }
+            "replicated" => Ok(json!({ "Replicated": { "Replicas": replicas } })),
+            "global" => Ok(json!({ "Global": {} })),
+            "global-job" => Ok(json!({ "GlobalJob": {} })),
+            "replicated-job" => {
+                let concurrent = self.max_concurrent.unwrap_or(replicas);
+                Ok(json!({ "ReplicatedJob": { "MaxConcurrent": concurrent, "TotalCompletions": replicas } }))
+            }
+            other => wrong(&format!("Unknown mode: {other}, only replicated and global supported")),
+        }
+    }
+
     /// The body of `POST /services/create`; networks still go by the names the user gave.
     pub(super) fn spec(&self) -> Result<Value> {
         let ports = self.publish.iter().map(|text| parse_publish(text)).collect::<Result<Vec<_>>>()?;
@@ -133,7 +161,7 @@ impl CreateArgs {
             "Name": self.name,
             "Labels": pairs(&self.label),
             "TaskTemplate": task,
-            "Mode": { "Replicated": { "Replicas": self.replicas } },
+            "Mode": self.mode()?,
             "EndpointSpec": { "Mode": self.endpoint_mode, "Ports": ports.into_iter().flatten().collect::<Vec<_>>() },
         }))
     }
@@ -299,6 +327,18 @@ mod tests {
         assert_eq!(spec["TaskTemplate"]["Networks"], json!([{ "Target": "mynet" }]));
         assert_eq!(spec["TaskTemplate"]["ContainerSpec"]["Image"], "busybox");
         assert_eq!(spec["TaskTemplate"]["ContainerSpec"]["Args"], json!(["ping", "-c1", "x"]));
+    }
+
+    #[test]
+    fn a_job_works_on_all_at_once_unless_told_otherwise() {
+        let mode = |words: &[&str]| spec(&[words, &["busybox"]].concat())["Mode"].clone();
+        let job = ["--mode", "replicated-job", "--replicas", "3"];
+        let shown = |concurrent: u64| json!({ "ReplicatedJob": { "MaxConcurrent": concurrent, "TotalCompletions": 3 } });
+        assert_eq!(mode(&job), shown(3));
+        assert_eq!(mode(&[&job[..], &["--max-concurrent", "2"]].concat()), shown(2));
+        assert_eq!(mode(&["--mode", "global-job"]), json!({ "GlobalJob": {} }));
+        let refused = Cli::try_parse_from(["create", "--mode", "global", "--replicas", "2", "busybox"]);
+        assert!(refused.unwrap().args.spec().is_err());
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::{
-    IdGenerator, Meta, NetworkDriver, Object, PortConfig, Protocol, PublishMode, Service, ServiceEndpoint,
-    ServiceId, ServiceSpec, UpdateState, UpdateStatus, invent_name,
+    IdGenerator, JobStatus, Meta, NetworkDriver, Object, PortConfig, Protocol, PublishMode, Service,
+    ServiceEndpoint, ServiceId, ServiceMode, ServiceSpec, UpdateState, UpdateStatus, invent_name,
 };
 use shoal_store::State;
 
@@ -38,6 +38,7 @@ pub(crate) fn create(
         return Err(ControlError::new(Code::AlreadyExists, text));
     }
     check_ports(draft.state(), None, &spec)?;
+    let job = spec.mode.is_job().then_some(JobStatus { iteration: 0, begun: now.wall });
     let service = Service {
         id: ServiceId::new(ids.object_id()),
         meta: Meta::new(now.wall),
@@ -47,15 +48,17 @@ pub(crate) fn create(
         removing: false,
         allocation_error: String::new(),
         update_status: None,
+        job,
     };
     let id = service.id.clone();
     let warnings = put(draft, service);
     Ok(Created { id, warnings })
 }
 
-/// Changes a service; warnings, if any.
+/// Changes a service; warnings, if any. A job is executed anew, as by SwarmKit.
 pub(crate) fn update(
     draft: &mut Draft,
+    now: Now,
     id: &ServiceId,
     version: u64,
     spec: ServiceSpec,
@@ -72,6 +75,7 @@ pub(crate) fn update(
     check_ports(draft.state(), Some(id), &spec)?;
     let mut service = Service::clone(&held);
     service.update_status = None;
+    service.job = service.job.map(|job| JobStatus { iteration: job.iteration + 1, begun: now.wall });
     service.previous = Some(Box::new(std::mem::replace(&mut service.spec, spec)));
     Ok(put(draft, service))
 }
@@ -88,8 +92,11 @@ pub(crate) fn rollback(
         let text = format!("service {id} does not have a previous spec");
         return Err(ControlError::new(Code::FailedPrecondition, text));
     };
-    let warnings = update(draft, id, version, ServiceSpec::clone(previous))?;
+    let warnings = update(draft, now, id, version, ServiceSpec::clone(previous))?;
     let mut service = Service::clone(&*live(draft.state(), id)?);
+    if service.job.is_some() {
+        return Ok(warnings);
+    }
     let status = UpdateStatus::begin(UpdateState::RollbackStarted, now.wall, "manually requested rollback");
     service.update_status = Some(status);
     draft.put(Object::Service(service));
@@ -128,6 +135,7 @@ fn check(state: &State, spec: &ServiceSpec) -> Result<(), ControlError> {
     if task.container.image.is_empty() {
         return Err(ControlError::invalid("ContainerSpec: image reference must be provided"));
     }
+    check_mode(spec)?;
     check_resources(spec)?;
     check_health(spec)?;
     // SwarmKit returns this error without a code.
@@ -173,6 +181,25 @@ pub(super) fn check_name(name: &str) -> Result<(), ControlError> {
         return Err(ControlError::invalid("name must be 63 characters or fewer"));
     }
     Ok(())
+}
+
+/// SwarmKit's texts. What does not fit into its signed numbers was a negative one.
+fn check_mode(spec: &ServiceSpec) -> Result<(), ControlError> {
+    let negative = |count: u64| i64::try_from(count).is_err();
+    let text = match spec.mode {
+        ServiceMode::Replicated { replicas } if negative(replicas) => {
+            "Number of replicas must be non-negative"
+        }
+        ServiceMode::ReplicatedJob { concurrent, .. } if negative(concurrent) => {
+            "Maximum concurrent jobs must not be negative"
+        }
+        ServiceMode::ReplicatedJob { total, .. } if negative(total) => {
+            "Total completed jobs must not be negative"
+        }
+        mode if mode.is_job() && spec.update.is_some() => "Jobs may not have an update config",
+        _ => return Ok(()),
+    };
+    Err(ControlError::invalid(text))
 }
 
 fn check_resources(spec: &ServiceSpec) -> Result<(), ControlError> {

@@ -72,9 +72,11 @@ fn updates_need_the_version_that_was_read_and_cannot_rename() {
     let mut world = World::new(1);
     let web = world.service(spec("web", 1, &[])).unwrap();
     let version = world.state.service(&web).unwrap().meta.version;
-    let stale = world.control(|draft, _, _| update_service(draft, &web, version + 1, spec("web", 2, &[])));
+    let stale =
+        world.control(|draft, now, _| update_service(draft, now, &web, version + 1, spec("web", 2, &[])));
     assert_eq!(refusal(stale), (Code::OutOfSequence, "update out of sequence".into()));
-    let renamed = world.control(|draft, _, _| update_service(draft, &web, version, spec("other", 1, &[])));
+    let renamed =
+        world.control(|draft, now, _| update_service(draft, now, &web, version, spec("other", 1, &[])));
     assert_eq!(refusal(renamed).1, "renaming services is not supported");
     let none = world.control(|draft, now, _| rollback_service(draft, now, &web, version));
     assert_eq!(

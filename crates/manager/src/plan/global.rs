@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_model::{Availability, Node, Place, Service, ServiceMode, TaskState};
+use shoal_model::{Availability, Node, Place, Service, TaskState};
 
 use super::orchestrate::{create, want};
 use super::slots::{Slot, is_wanted, slots};
@@ -33,7 +33,7 @@ pub(super) fn spread(planner: &mut Planner<'_>, service: &Service) {
 
 /// The cluster stopped the last one. Whether one that ended by itself is replaced, its restart policy
 /// says.
-fn lacks_a_task(slot: &Slot) -> bool {
+pub(super) fn lacks_a_task(slot: &Slot) -> bool {
     let own = |state| matches!(state, TaskState::Complete | TaskState::Failed | TaskState::Rejected);
     !slot.iter().any(|task| is_wanted(task)) && slot.first().is_none_or(|task| !own(task.status.state))
 }
@@ -41,9 +41,10 @@ fn lacks_a_task(slot: &Slot) -> bool {
 /// Whether there is to be a task in this place: in a slot always, on a node when it takes tasks and is
 /// one that the service asks for.
 pub(super) fn may_have(planner: &Planner<'_>, service: &Service, place: &Place) -> bool {
-    let (ServiceMode::Global, Place::Node(node)) = (service.spec.mode, place) else {
-        return matches!(place, Place::Slot(_));
-    };
+    let Place::Node(node) = place else { return true };
+    if !service.spec.mode.is_global() {
+        return false;
+    }
     let takes_tasks = |node: &Node| !node.is_down() && node.spec.availability == Availability::Active;
     planner.state().node(node).is_some_and(|node| takes_tasks(node) && is_asked_for(service, node))
 }

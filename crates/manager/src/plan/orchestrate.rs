@@ -12,7 +12,7 @@ use shoal_model::{
 };
 
 use super::slots::{Slot, is_wanted, slots};
-use super::{Constraint, Planner, after, failures, global, keeps_tasks};
+use super::{Constraint, Planner, after, failures, global, jobs, keeps_tasks};
 
 /// A replacement waits at most so long for the task before it to stop.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -28,10 +28,15 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
     }
     for service in planner.services() {
         if !service.removing {
+            jobs::end_former(planner, &service);
             replace_ended(planner, &service);
             match service.spec.mode {
                 ServiceMode::Replicated { replicas } => scale(planner, &service, replicas),
                 ServiceMode::Global => global::spread(planner, &service),
+                ServiceMode::ReplicatedJob { concurrent, total } => {
+                    jobs::fill(planner, &service, concurrent, total);
+                }
+                ServiceMode::GlobalJob => jobs::spread(planner, &service),
             }
         }
     }
@@ -77,6 +82,7 @@ pub(super) fn create(
         released: false,
         start_after,
         failures,
+        iteration: service.job.map(|job| job.iteration),
     };
     planner.put_task(task);
 }
@@ -90,6 +96,9 @@ enum End {
 }
 
 fn end_of(planner: &Planner<'_>, task: &Task) -> Option<End> {
+    if task.is_done() {
+        return None;
+    }
     if task.status.state.is_terminal() || task.status.draining {
         return Some(End::Own);
     }
@@ -155,7 +164,8 @@ fn restarts(planner: &Planner<'_>, service: &Service, slot: &Slot, ended: &Task)
         return true;
     }
     // Every task of the slot but the first is a restart; a changed service counts anew.
-    let same = slot.iter().filter(|task| task.spec == ended.spec);
+    let of_same = |task: &&Arc<Task>| task.spec == ended.spec && task.iteration == ended.iteration;
+    let same = slot.iter().filter(of_same);
     let attempts = if policy.window.is_zero() {
         same.count().saturating_sub(1)
     } else {

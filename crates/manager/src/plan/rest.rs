@@ -14,6 +14,7 @@ use super::update::same_ports;
 pub(super) fn is_at_rest(task: &Task) -> bool {
     let state = task.status.state;
     match task.desired {
+        TaskState::Running if task.is_done() => task.released,
         TaskState::Running => state == TaskState::Running && !task.status.draining,
         TaskState::Shutdown => task.node.is_some() && state.is_terminal() && task.released,
         _ => false,

@@ -335,6 +335,9 @@ fn tasks_of_a_node_that_is_down_for_a_day_or_removed_are_given_up() {
     );
 }
 
+/// Of the services the steps are about, the one that is a job.
+const JOB: u8 = 3;
+
 #[derive(Debug, Clone)]
 enum Step {
     Declare { service: u8, replicas: u64, published: bool },
@@ -372,9 +375,15 @@ impl World {
         let named = |world: &Self, service: u8| world.state.service_named(&format!("s{service}")).cloned();
         match *step {
             Step::Declare { service, replicas, published } => match named(self, service) {
-                Some(held) => self.change(&held.id, |spec| spec.mode = ServiceMode::Replicated { replicas }),
+                Some(held) => self.change(&held.id, |spec| match &mut spec.mode {
+                    ServiceMode::ReplicatedJob { total, .. } => *total = replicas,
+                    mode => *mode = ServiceMode::Replicated { replicas },
+                }),
                 None => {
                     let mut declared = spec(&format!("s{service}"), replicas, &[net]);
+                    if service == JOB {
+                        declared.mode = ServiceMode::ReplicatedJob { concurrent: 2, total: replicas };
+                    }
                     declared.endpoint.ports.extend(published.then(|| port(8000 + u16::from(service))));
                     self.service(declared).unwrap();
                 }
@@ -435,8 +444,24 @@ proptest! {
         }
         world.lost.clear();
         world.run(80);
+        // Two at a time, of four at most.
+        for _ in 0..2 {
+            for task in world.state.tasks().filter(|task| task.iteration.is_some()).cloned().collect::<Vec<_>>() {
+                if task.is_serving() {
+                    world.report(&task, TaskState::Complete);
+                }
+            }
+            world.run(8);
+        }
         for service in world.state.all_services() {
             prop_assert!(!service.removing, "{} is not gone", service.spec.name);
+            if let ServiceMode::ReplicatedJob { total, .. } = service.spec.mode {
+                let iteration = service.job.map(|job| job.iteration);
+                let tasks = world.state.service_tasks(&service.id);
+                let done = tasks.filter(|task| task.is_done() && task.iteration == iteration).count();
+                prop_assert_eq!(done as u64, total);
+                continue;
+            }
             let serving = world.serving(&service.id);
             prop_assert_eq!(Some(serving.len() as u64), service.spec.mode.replicas());
             prop_assert!(serving.iter().all(|task| task.spec == service.spec.task));

@@ -13,7 +13,9 @@ use super::{Constraint, Planner, after, global};
 
 pub(super) fn plan(planner: &mut Planner<'_>) {
     for service in planner.services() {
-        if !service.removing && service.allocation_error.is_empty() {
+        // A changed job is executed anew instead.
+        let rolls = !service.spec.mode.is_job();
+        if rolls && !service.removing && service.allocation_error.is_empty() {
             roll(planner, &service);
         }
     }

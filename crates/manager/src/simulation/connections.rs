@@ -70,8 +70,13 @@ impl World {
     /// The failure lies within what a fault may cost.
     fn is_excused(&self, failed: &Failed) -> bool {
         let Some(ended) = failed.ended else { return true };
-        // Removed by force, nothing of a node is waited for.
-        if self.weather.calm && self.is_member(&self.machines[failed.to]) {
+        // A job's task ends by itself, and nobody knows before. Removed by force, nothing of a node is
+        // waited for.
+        let id = TaskId::new(failed.endpoint.as_str());
+        let record = self.machines[failed.to].disk.records.get(&id).map(|record| &record.task);
+        let task = self.truth.task(&id).map(AsRef::as_ref).or(record);
+        let of_job = task.is_some_and(|task| task.iteration.is_some());
+        if self.weather.calm && !of_job && self.is_member(&self.machines[failed.to]) {
             return false;
         }
         let now = self.now();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use shoal_model::{
     Attachment, Availability, Claim, ContainerId, EndpointId, Guest, Network, NetworkId, NetworkTable, Node,
-    NodeId, Object, ObjectKey, Service, ServiceId, TableVersion, Task, TaskId, TaskState, UpdateOrder,
-    claims,
+    NodeId, Object, ObjectKey, Service, ServiceId, ServiceMode, TableVersion, Task, TaskId, TaskState,
+    UpdateOrder, claims,
 };
 use shoal_protocol::decode;
 use shoal_protocol::session::Assignments;
@@ -151,9 +151,24 @@ impl World {
         for task in self.truth.service_tasks(service).filter(|task| task.desired <= TaskState::Running) {
             *wanted.entry(task.slot).or_default() += 1;
         }
+        self.check_job(service);
         let most = if self.facts.start_first.contains(service) { 2 } else { 1 };
         if let Some((slot, count)) = wanted.into_iter().find(|(_, count)| *count > most) {
             self.violate(format!("slot {slot} of {service} has {count} tasks that are to run"));
+        }
+    }
+
+    /// A job works on no more places at a time than it may, and on none twice.
+    fn check_job(&mut self, id: &ServiceId) {
+        let Some(service) = self.truth.service(id) else { return };
+        let ServiceMode::ReplicatedJob { concurrent, total } = service.spec.mode else { return };
+        let iteration = service.job.map(|job| job.iteration);
+        let tasks = self.truth.service_tasks(id).filter(|task| task.iteration == iteration);
+        let wanted = tasks.filter(|task| task.desired <= TaskState::Running);
+        let (done, working): (Vec<_>, Vec<_>) = wanted.partition(|task| task.is_done());
+        if working.len() as u64 > concurrent || (done.len() + working.len()) as u64 > total {
+            let (done, working, name) = (done.len(), working.len(), service.spec.name.clone());
+            self.violate(format!("{name} has done {done} and works on {working} of {total}"));
         }
     }
 

@@ -14,6 +14,10 @@ const ORDER_BOUND: Duration = Duration::from_secs(5);
 const CONNECTIONS_MS: (f64, f64) = (0.0, 2_000.0);
 /// How long a container takes to end when it is told.
 const EXIT_MS: (f64, f64) = (0.0, 800.0);
+/// How long the work of a job takes.
+const WORK_MS: (f64, f64) = (1.0, 4_000.0);
+/// How often it fails.
+const WORK_FAILS: f64 = 0.2;
 const CLEAN_UP_MS: (f64, f64) = (1.0, 60.0);
 
 /// What a daemon does with one task at the moment.
@@ -220,6 +224,7 @@ impl World {
                     container.serves = true;
                     container.healthy_at = now + warm_up;
                     note!(self, "node {node}: the container of {id} runs");
+                    self.work_ends_some_time(node, id);
                 }
             }
             Work::FreeSandbox => {
@@ -231,6 +236,17 @@ impl World {
             Work::Drain | Work::Stop => {}
         }
         self.check_containers();
+    }
+
+    /// The container of a job ends by itself.
+    fn work_ends_some_time(&mut self, node: usize, id: &TaskId) {
+        let machine = &self.machines[node];
+        let is_job = machine.disk.records.get(id).is_some_and(|record| record.task.iteration.is_some());
+        let Some(instance) = machine.containers.get(id).map(|it| it.instance).filter(|_| is_job) else {
+            return;
+        };
+        let (wait, code) = (self.millis(WORK_MS), i32::from(self.chance(WORK_FAILS)));
+        self.queue.after(wait, Event::ContainerEnds { node, task: id.clone(), instance, code });
     }
 
     /// What a daemon had begun when it died came to its end all the same.

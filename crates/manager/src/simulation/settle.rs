@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shoal_model::{Guest, Network, NetworkId, NodeId, Task, TaskState};
+use shoal_model::{Guest, Network, NetworkId, NodeId, ServiceMode, Task, TaskState};
 
 use super::machine::Machine;
 use super::world::World;
@@ -36,6 +36,9 @@ impl World {
         if !service.allocation_error.is_empty() {
             return Some(format!("{name}: {}", service.allocation_error));
         }
+        if let ServiceMode::ReplicatedJob { total, .. } = service.spec.mode {
+            return self.job_unfinished(service, total);
+        }
         let wanted: Vec<_> =
             self.truth.service_tasks(&service.id).filter(|task| task.desired <= TaskState::Running).collect();
         let slots: BTreeSet<u64> = wanted.iter().map(|task| task.slot).collect();
@@ -45,6 +48,16 @@ impl World {
         }
         let outdated = wanted.iter().find(|task| task.spec != service.spec.task)?;
         Some(format!("{} is outdated", outdated.name()))
+    }
+
+    /// Each of its places holds one task that has done its work.
+    fn job_unfinished(&self, job: &shoal_model::Service, total: u64) -> Option<String> {
+        let iteration = job.job.map(|job| job.iteration);
+        let tasks = self.truth.service_tasks(&job.id).filter(|task| task.iteration == iteration);
+        let mut done: Vec<u64> = tasks.filter(|task| task.is_done()).map(|task| task.slot).collect();
+        done.sort_unstable();
+        let places: Vec<u64> = (0..total).collect();
+        (done != places).then(|| format!("{} is done in {done:?} of {total}", job.spec.name))
     }
 
     fn task_unsettled(&self, task: &Task) -> Option<String> {
@@ -57,6 +70,9 @@ impl World {
             } else {
                 None
             };
+        }
+        if task.is_done() {
+            return if task.released { None } else { what("has not let go of its addresses") };
         }
         let machine = task.node.as_ref().and_then(|node| self.machine(node));
         let container = machine.and_then(|machine| machine.containers.get(&task.id));

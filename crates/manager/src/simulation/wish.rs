@@ -35,6 +35,12 @@ pub(super) enum Wish {
         update: UpdateConfig,
         delay: Duration,
     },
+    CreateJob {
+        concurrent: u64,
+        total: u64,
+        networks: Pick,
+        delay: Duration,
+    },
     Scale {
         service: Pick,
         replicas: u64,
@@ -94,7 +100,13 @@ impl Wish {
         match rng.random_range(0..100) {
             0..10 => Self::CreateNetwork { v6: rng.random_bool(0.2), attachable: rng.random_bool(0.7) },
             10..13 => Self::RemoveNetwork(number),
-            13..38 => Self::CreateService {
+            13..17 => Self::CreateJob {
+                concurrent: rng.random_range(1..=2),
+                total: replicas,
+                networks: number,
+                delay: Duration::from_millis(rng.random_range(0..3_000)),
+            },
+            17..38 => Self::CreateService {
                 replicas: replicas.max(1),
                 networks: number,
                 published: rng.random_bool(0.4),
@@ -148,20 +160,32 @@ impl Wish {
                 declared.endpoint.ports.extend(published.then(|| port(0)));
                 control::create_service(draft, now, ids, declared).map(drop)
             }
-            Self::CreateNetwork { .. } | Self::CreateService { .. } => Ok(()),
+            Self::CreateJob { concurrent, total, networks: bits, delay } if services.len() < SERVICES_MAX => {
+                let name = (0..).map(|number| format!("j{number}"));
+                let name = name.into_iter().find(|name| draft.state().service_named(name).is_none());
+                let mut declared = spec(&name.unwrap_or_default(), 0, &[]);
+                declared.mode = ServiceMode::ReplicatedJob { concurrent: *concurrent, total: *total };
+                declared.task.networks = targets(&networks, *bits);
+                declared.task.restart.delay = *delay;
+                control::create_service(draft, now, ids, declared).map(drop)
+            }
+            Self::CreateNetwork { .. } | Self::CreateService { .. } | Self::CreateJob { .. } => Ok(()),
             Self::RemoveNetwork(number) => match pick(&networks, *number) {
                 Some(network) => control::remove_network(draft, &network.id).map(drop),
                 None => Ok(()),
             },
-            Self::Scale { service, replicas } => change(draft, &services, *service, |spec| {
-                spec.mode = ServiceMode::Replicated { replicas: *replicas };
-            }),
+            Self::Scale { service, replicas } => {
+                change(draft, now, &services, *service, |spec| match &mut spec.mode {
+                    ServiceMode::ReplicatedJob { total, .. } => *total = *replicas,
+                    mode => *mode = ServiceMode::Replicated { replicas: *replicas },
+                })
+            }
             Self::Update { service } => {
-                change(draft, &services, *service, |spec| spec.task.force_update += 1)
+                change(draft, now, &services, *service, |spec| spec.task.force_update += 1)
             }
             Self::Join { service, networks: bits } => {
                 let targets = targets(&networks, *bits);
-                change(draft, &services, *service, |spec| spec.task.networks = targets)
+                change(draft, now, &services, *service, |spec| spec.task.networks = targets)
             }
             Self::Rollback(number) => match pick(&services, *number) {
                 Some(service) => {
@@ -215,6 +239,7 @@ fn targets(networks: &[Arc<Network>], bits: Pick) -> Vec<NetworkTarget> {
 
 fn change(
     draft: &mut Draft,
+    now: Now,
     services: &[Arc<Service>],
     number: Pick,
     how: impl FnOnce(&mut ServiceSpec),
@@ -222,7 +247,7 @@ fn change(
     let Some(service) = pick(services, number) else { return Ok(()) };
     let mut spec = service.spec.clone();
     how(&mut spec);
-    control::update_service(draft, &service.id, service.meta.version, spec).map(drop)
+    control::update_service(draft, now, &service.id, service.meta.version, spec).map(drop)
 }
 
 /// A subnet that is soon used up.

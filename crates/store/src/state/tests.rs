@@ -29,6 +29,7 @@ fn service(id: &str, name: &str, network: &str) -> Service {
         removing: false,
         allocation_error: String::new(),
         update_status: None,
+        job: None,
     }
 }
 

@@ -126,6 +126,6 @@ fn a_removed_nodes_task_is_forgotten_and_the_mode_is_for_life() {
     let mut spec = service.spec.clone();
     spec.mode = ServiceMode::Replicated { replicas: 1 };
     let version = service.meta.version;
-    let refused = world.control(|draft, _, _| control::update_service(draft, &agent, version, spec));
+    let refused = world.control(|draft, now, _| control::update_service(draft, now, &agent, version, spec));
     assert_eq!(refused.unwrap_err().to_string(), "service mode change is not allowed");
 }

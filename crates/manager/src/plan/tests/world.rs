@@ -265,7 +265,7 @@ impl World {
         let mut spec = service.spec.clone();
         change(&mut spec);
         let version = service.meta.version;
-        self.control(|draft, _, _| control::update_service(draft, id, version, spec)).unwrap();
+        self.control(|draft, now, _| control::update_service(draft, now, id, version, spec)).unwrap();
     }
 
     pub(crate) fn serving(&self, service: &ServiceId) -> Vec<Arc<Task>> {
