@@ -119,9 +119,8 @@ fn a_clock_that_is_wrong_is_said_with_both_times() {
     let token = token(cluster.manager(), "worker");
     set_clock(&mut cluster, 2, Duration::from_secs(600));
     let said = fails(join(cluster.node(2), &token, &manager));
-    let times = said
-        .split(|c: char| c == ' ' || c == ',')
-        .filter_map(|word| word.trim_end_matches(':').parse::<Timestamp>().ok());
+    let times =
+        said.split([' ', ',']).filter_map(|word| word.trim_end_matches(':').parse::<Timestamp>().ok());
     let [one, other] = times.collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("{said}"));
     let apart = (one.as_second() - other.as_second()).abs();
     assert!((595..=605).contains(&apart), "{apart} s: {said}");

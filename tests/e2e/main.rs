@@ -12,6 +12,7 @@ mod drain;
 mod drift;
 mod guests;
 mod host;
+mod host_ports;
 mod ipv6;
 mod jobs;
 mod join;

@@ -169,6 +169,7 @@ impl Agent {
                 task,
                 plain: None,
                 networks: Vec::new(),
+                ports: Vec::new(),
                 health: None,
                 healthcheck: None,
             };
@@ -178,7 +179,9 @@ impl Agent {
         let running = matches!(container.state, ContainerState::Running { .. });
         let attachments = record.task.attachments.into_iter().filter(|_| running);
         let networks = self.networks_of(attachments);
-        ContainerView { container, task: Some(record.task.id), plain: None, networks, health, healthcheck }
+        let ports = record.progress.status.ports;
+        let task = Some(record.task.id);
+        ContainerView { container, task, plain: None, networks, ports, health, healthcheck }
     }
 
     fn plain_view(&self, container: Container, keeper: &Keeper) -> ContainerView {
@@ -196,6 +199,7 @@ impl Agent {
             task: None,
             plain: Some(plain),
             networks,
+            ports: Vec::new(),
             health: keeper.health(),
             healthcheck: check,
         }
@@ -427,6 +431,7 @@ fn report<E: std::fmt::Display>(what: &str, outcome: Result<(), E>) {
 async fn remove(node: Arc<Node>, record: TaskRecord) {
     let id: &TaskId = &record.task.id;
     report("remove a task's container", node.runtime.remove(&record.container).await);
+    report("close a task's ports", node.host_ports.release(&node, id).await);
     report("remove a task's sandbox", prepare::free_sandbox(&node, id.as_str()).await);
 }
 

@@ -195,6 +195,7 @@ async fn repair(node: &Arc<Node>, confirmed: &BTreeSet<Finding>) {
     }
     if concerned(&Place::Node) {
         report("make the node's rules and gateway anew", node.fabric.renew_node().await);
+        report("lead ports to single tasks anew", node.host_ports.renew(node).await);
     }
     let networks: BTreeSet<NetworkId> = confirmed
         .iter()

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use shoal_model::{Refusal, RefusalReason};
+use shoal_model::{Protocol, Refusal, RefusalReason};
 
 /// An operation of the agent that failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,12 @@ pub enum Error {
     Resolver(#[from] shoal_resolver::Error),
     #[error("the resolver process did not answer: {0}")]
     ResolverStart(String),
+    #[error("host-mode port {port}/{} is in use by another program on this node", protocol.as_str())]
+    PortTaken { protocol: Protocol, port: u16 },
+    #[error("host-mode port {port}/{} cannot be reserved: {source}", protocol.as_str())]
+    Port { protocol: Protocol, port: u16, source: std::io::Error },
+    #[error("a host-mode port cannot lead to a task that is on internal networks only")]
+    Secluded,
     /// Docker's text.
     #[error("No such container: {0}")]
     NoSuchContainer(String),

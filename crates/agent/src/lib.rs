@@ -23,6 +23,7 @@ mod enrol;
 mod error;
 mod guests;
 mod health;
+mod host_ports;
 mod link;
 mod logs;
 mod node;

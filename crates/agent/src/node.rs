@@ -22,15 +22,16 @@ use tokio_util::task::TaskTracker;
 
 use crate::drift::Drift;
 use crate::guests::Guests;
+use crate::host_ports::{self, HostPorts};
 use crate::plain::{PlainRecord, Plains};
 use crate::resolver::Resolver;
 use crate::sandbox::TASK_LABEL;
 use crate::session::{Assigned, Host, SessionState};
 use crate::store::{NodeStore, Stored, TaskRecord};
 use crate::tables::{Effects, Tables};
-use crate::task::{Container, Observed};
+use crate::task::{self, Container, Observed};
 use crate::tasks::Tasks;
-use crate::{AgentConfig, Error, Membership, Result, lock};
+use crate::{AgentConfig, Error, Membership, Result, lock, prepare};
 
 /// How long a node whose store was lost waits, once it knows its tasks, before it removes the rest.
 const DISOWN_DELAY: Duration = Duration::from_secs(15);
@@ -48,6 +49,7 @@ pub(crate) struct Node {
     pub drift: Drift,
     pub tasks: Tasks,
     pub plains: Plains,
+    pub host_ports: Arc<HostPorts>,
     pub guests: Guests,
     pub membership: watch::Sender<Option<Membership>>,
     pub session: watch::Sender<SessionState>,
@@ -92,6 +94,7 @@ impl Node {
             drift: Drift::default(),
             tasks: Tasks::default(),
             plains: Plains::default(),
+            host_ports: Arc::default(),
             guests: Guests::default(),
             membership: watch::Sender::new(stored.membership.clone()),
             session: watch::Sender::default(),
@@ -114,6 +117,7 @@ impl Node {
             balancer: self.balancer.clone(),
             resolver: self.resolver.clone(),
             store: self.store.clone(),
+            host_ports: self.host_ports.clone(),
         }
     }
 
@@ -150,11 +154,37 @@ impl Node {
             let sandboxes = begun.iter().map(|(record, _)| record.task.id.to_string()).collect();
             self.prune(&containers, &sandboxes).await;
         }
+        self.resume_ports(&begun).await;
         for (record, seen) in begun {
             self.tasks.spawn(self, record, seen);
         }
         self.plains.resume(self).await;
         Ok(())
+    }
+
+    /// Ports that led to a task when the former process ended go on doing so, those of tasks that ended
+    /// meanwhile are closed.
+    async fn resume_ports(&self, begun: &[(TaskRecord, Observed)]) {
+        let mut concerned =
+            begun.iter().filter(|(record, _)| host_ports::declared(&record.task).next().is_some()).peekable();
+        if concerned.peek().is_none() {
+            return;
+        }
+        for (record, seen) in concerned.filter(|(record, _)| !record.progress.status.ports.is_empty()) {
+            let serves = task::takes_connections(record, seen);
+            let address = match self.fabric.sandbox(record.task.id.as_str()).await {
+                Ok(sandbox) => sandbox.and_then(|sandbox| prepare::way_in(self, &sandbox)),
+                Err(error) => {
+                    tracing::warn!(task = %record.task.id, %error, "cannot look at the task's sandbox");
+                    None
+                }
+            };
+            let ports = &record.progress.status.ports;
+            self.host_ports.resume(&record.task, ports, address.filter(|_| serves));
+        }
+        if let Err(error) = self.host_ports.apply(self).await {
+            tracing::warn!(%error, "cannot bring the ports of single tasks into force yet");
+        }
     }
 
     /// The container a lost node store leaves for a task that is assigned again.

@@ -10,6 +10,7 @@ use shoal_resolver::resolv_conf::{self, ContainerFile, ResolvConf};
 use shoal_runtime::ContainerConfig;
 
 use crate::health;
+use crate::host_ports;
 use crate::node::Node;
 use crate::resolver::Served;
 use crate::sandbox::{self, Tenant};
@@ -69,6 +70,9 @@ async fn place(node: &Node, record: &TaskRecord, task: &Task) -> Result<Place> {
     }
     let file = resolv_conf(node, &task.spec.container.dns).await?;
     let made = make_sandbox(node, Tenant::from(&record.task), &file).await?;
+    if host_ports::declared(&record.task).next().is_some() && way_in(node, &made).is_none() {
+        return Err(Error::Secluded);
+    }
     let hostname = sandbox::hostname(&task.spec.container, record.container.short());
     Ok(Place {
         hosts: sandbox::hosts(task, &hostname, gateway_address(&made)),
@@ -136,6 +140,16 @@ pub(crate) async fn serve(node: &Node, tenant: Tenant<'_>, netns: &Path, file: &
 pub(crate) fn gateway_address(sandbox: &Sandbox) -> Option<IpAddr> {
     let link = sandbox.links.iter().find(|link| link.network.is_none())?;
     link.address.map(|address| address.addr())
+}
+
+/// Where the node itself reaches a sandbox: on its gateway link, or on the ingress network, which is one.
+pub(crate) fn way_in(node: &Node, sandbox: &Sandbox) -> Option<IpAddr> {
+    let ingress = node.tables.ingress();
+    let published = || {
+        let mut links = sandbox.links.iter().filter(|_| ingress.is_some());
+        links.find(|link| link.network == ingress)?.address.map(|address| address.addr())
+    };
+    gateway_address(sandbox).or_else(published)
 }
 
 /// Removes a sandbox with its names and virtual addresses. Idempotent.

@@ -12,10 +12,11 @@ use tokio::task::JoinHandle;
 use crate::health::{self, Health, HealthStatus};
 use crate::node::Node;
 use crate::prepare;
-use crate::sandbox::Tenant;
+use crate::sandbox::{self, Tenant};
 use crate::store::TaskRecord;
 use crate::tables::{InForce, Mark};
 use crate::task::{self, Action, Container, Observed, Progress, StopCause};
+use crate::{Result, host_ports};
 
 /// Before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -138,8 +139,13 @@ impl Runner {
         self.stored = None;
     }
 
-    /// Marks in the tables, the record on disk, the snapshot.
+    /// Ports of the node, marks in the tables, the record on disk, the snapshot.
     async fn tell(&mut self) {
+        if host_ports::declared(&self.record.task).next().is_some()
+            && let Err(error) = self.lead_ports().await
+        {
+            tracing::warn!(task = %self.record.task.id, %error, "cannot lead the node's ports to the task");
+        }
         let withdrawn = task::is_withdrawn(&self.record, &self.seen);
         let dead = task::is_dead(&self.record, &self.seen);
         let mark = (withdrawn || dead).then_some(Mark { dead, orphan: false });
@@ -151,6 +157,38 @@ impl Runner {
             self.stored = Some(self.record.progress.clone());
         }
         self.show();
+    }
+
+    /// The node's ports lead to the task while it serves; they are anybody's once it is dead.
+    async fn lead_ports(&mut self) -> Result<()> {
+        let (node, id) = (self.node.clone(), self.record.task.id.clone());
+        if sandbox::uses_host(&self.record.task) {
+            return Ok(());
+        }
+        if task::is_dead(&self.record, &self.seen) {
+            return node.host_ports.release(&node, &id).await;
+        }
+        let serves = task::takes_connections(&self.record, &self.seen);
+        if node.host_ports.is_as_asked(&id, serves) {
+            return Ok(());
+        }
+        let address = match serves {
+            true => {
+                let sandbox = node.fabric.sandbox(id.as_str()).await?;
+                sandbox.and_then(|sandbox| prepare::way_in(&node, &sandbox))
+            }
+            false => None,
+        };
+        if serves {
+            self.reserve_ports()?;
+        }
+        node.host_ports.lead(&node, &id, address).await
+    }
+
+    fn reserve_ports(&mut self) -> Result<()> {
+        let status = &mut self.record.progress.status;
+        status.ports = self.node.host_ports.reserve(&self.record.task, &status.ports)?;
+        Ok(())
     }
 
     fn show(&self) {
@@ -189,7 +227,11 @@ impl Runner {
         let left =
             until.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         let running = matches!(self.seen.container, Container::Running { .. });
-        let unfinished = running && !self.attached && self.seen.networks_ready;
+        let serves = task::takes_connections(&self.record, &self.seen);
+        let led = sandbox::uses_host(&self.record.task)
+            || host_ports::declared(&self.record.task).next().is_none()
+            || self.node.host_ports.is_as_asked(&self.record.task.id, serves);
+        let unfinished = running && (!led || !self.attached && self.seen.networks_ready);
         let left = left.into_iter().chain(unfinished.then_some(RETRY)).min();
         let timer = async {
             match left {
@@ -218,7 +260,11 @@ impl Runner {
 
     async fn prepare(&mut self) {
         // From here on there may be a sandbox, whatever comes of it.
-        self.seen.sandbox = !crate::sandbox::uses_host(&self.record.task);
+        let uses_host = sandbox::uses_host(&self.record.task);
+        if !uses_host && let Err(error) = self.reserve_ports() {
+            return self.fail(error.to_string());
+        }
+        self.seen.sandbox = !uses_host;
         match prepare::container(&self.node, &self.record).await {
             Ok(check) => {
                 self.seen.container = Container::Created;
@@ -234,7 +280,7 @@ impl Runner {
         match prepare::adopt(&self.node, &self.record).await {
             Ok(check) => {
                 self.attached = true;
-                self.seen.sandbox = !crate::sandbox::uses_host(&self.record.task);
+                self.seen.sandbox = !sandbox::uses_host(&self.record.task);
                 self.check = check;
                 if self.record.progress.status.state == TaskState::Running {
                     // It was healthy when the former process left it.
@@ -319,7 +365,7 @@ impl Runner {
     async fn stop(&mut self, connections: Duration, grace: Duration) {
         // Whose the connections of the node's own namespace are is not known.
         if let Container::Running { pid } = self.seen.container
-            && !crate::sandbox::uses_host(&self.record.task)
+            && !sandbox::uses_host(&self.record.task)
         {
             let drained = crate::connections::drained(pid, connections);
             tokio::select! {

@@ -136,6 +136,13 @@ pub(crate) fn health(
     }
 }
 
+/// New connections may be led to the task.
+pub(crate) fn takes_connections(record: &TaskRecord, seen: &Observed) -> bool {
+    let (status, wanted) = (&record.progress.status, record.task.desired <= TaskState::Running);
+    let serves = status.state == TaskState::Running && !status.draining && record.progress.stop.is_none();
+    serves && record.assigned && wanted && matches!(seen.container, Container::Running { .. })
+}
+
 /// The node knows the task's endpoint to be out of service, whatever the tables still say.
 pub(crate) fn is_withdrawn(record: &TaskRecord, seen: &Observed) -> bool {
     let status = &record.progress.status;
@@ -234,7 +241,7 @@ fn stop(record: &TaskRecord) -> Action {
         _ => None,
     };
     let connections = match spec.labels.get(DRAIN_LABEL).and_then(|text| parse_duration(text)) {
-        _ if record.task.attachments.is_empty() => Duration::ZERO,
+        _ if record.task.attachments.is_empty() && record.progress.status.ports.is_empty() => Duration::ZERO,
         Some(bound) => bound,
         None => DRAIN_CONNECTIONS_BOUND,
     };
@@ -264,6 +271,9 @@ fn ended(record: &TaskRecord, code: i32, now: Timestamp) -> TaskStatus {
 fn advance(record: &TaskRecord, state: TaskState, message: &str, now: Timestamp) -> TaskStatus {
     let mut status = TaskStatus::new(state, now, message);
     status.container = record.progress.status.container.clone();
+    if !state.is_terminal() {
+        status.ports = record.progress.status.ports.clone();
+    }
     status.draining = record.progress.status.draining;
     status
 }

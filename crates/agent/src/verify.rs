@@ -61,7 +61,7 @@ pub(crate) enum Place {
     Programs,
     /// The node's own addresses in the balancer.
     Addresses,
-    /// nftables rules, gateway and settings.
+    /// nftables rules, gateway, settings, and ports of single tasks.
     Node,
     /// The resolver process, which is watched elsewhere.
     Resolver,
@@ -155,7 +155,11 @@ pub(crate) async fn look(node: &Node) -> Result<Sighting> {
     if in_force.is_empty() && served.is_empty() {
         return Ok(sighting);
     }
-    let kernel = read_balancer(node).await?;
+    let mut kernel = read_balancer(node).await?;
+    let of_tasks = node.host_ports.differences(&node.fabric, &kernel).await?;
+    sighting.add(&Place::Node, Kind::Ports, of_tasks);
+    let others = node.host_ports.keys();
+    kernel.ports.retain(|key, _| !others.contains(key));
     let names = match tokio::time::timeout(RESOLVER_BOUND, node.resolver.read_back()).await {
         Ok(Ok(names)) => Some(names),
         _ => {

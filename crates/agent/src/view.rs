@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use shoal_model::{Attachment, ContainerId, Healthcheck, NetworkTable, TaskId};
+use shoal_model::{Attachment, ContainerId, Healthcheck, NetworkTable, PortConfig, TaskId};
 
 use crate::health::Health;
 use crate::plain::PlainSpec;
@@ -17,6 +17,8 @@ pub struct ContainerView {
     /// What is particular to a container of no task.
     pub plain: Option<PlainView>,
     pub networks: Vec<ContainerNetwork>,
+    /// Ports of the node that lead to it alone.
+    pub ports: Vec<PortConfig>,
     /// `None` without a health check.
     pub health: Option<Health>,
     /// The health check in force, every default filled in.

@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ContainerId;
+use crate::{ContainerId, PortConfig};
 
 /// How far a task has come. The order is the order of life: an observed state never goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,6 +86,9 @@ pub struct TaskStatus {
     pub error: String,
     #[serde(default)]
     pub container: Option<ContainerStatus>,
+    /// Ports of its node that lead to it alone, with the numbers the node gave them.
+    #[serde(default)]
+    pub ports: Vec<PortConfig>,
     /// The node wants this running task out of service (unhealthy, being stopped there): it must
     /// leave the tables, and be stopped once the drain barrier has passed.
     #[serde(default)]
@@ -109,6 +112,7 @@ impl TaskStatus {
             message: message.to_owned(),
             error: String::new(),
             container: None,
+            ports: Vec::new(),
             draining: false,
         }
     }

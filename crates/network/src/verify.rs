@@ -4,10 +4,11 @@
 //! nothing that they believe of the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use shoal_model::{NetworkId, NetworkTable};
+use shoal_model::{NetworkId, NetworkTable, Protocol};
 
 use crate::fabric::Inner;
 use crate::gateway::Gateway;
@@ -18,6 +19,7 @@ use crate::neighbour::Entry;
 use crate::netlink::Netlink;
 use crate::overlay::{self, Overlay, Remotes};
 use crate::owner::{GATEWAY, host_interface, parse_sandbox_alias};
+use crate::tables::{Held, Set, difference};
 use crate::{Error, Fabric, Ports, Result, SandboxConfig, membership, ports, sysctl};
 
 /// What the node as a whole needs of its own namespace.
@@ -60,6 +62,17 @@ impl Fabric {
         let wanted = ports::elements(ports);
         let tables = self.inner.tables.lock().await;
         tables.element_differences(&ports::SETS, |held| ports::plan(&wanted, held)).await
+    }
+
+    /// The same of ports of single containers.
+    pub async fn host_port_differences(
+        &self,
+        ports: &BTreeMap<(Protocol, u16), SocketAddr>,
+    ) -> Result<Vec<String>> {
+        let wanted = ports::host_elements(ports);
+        let tables = self.inner.tables.lock().await;
+        let plan = |held: &Held| difference(Set::HostPorts, held, &wanted, |_, _| true);
+        tables.element_differences(&[Set::HostPorts], plan).await
     }
 
     /// What of the node as a whole is not as it was made, in words: nftables rules, the gateway, the
@@ -105,6 +118,11 @@ impl Fabric {
             state.ingress.as_ref().is_some_and(|ingress| ingress.network == *network)
         };
         self.inner.tables.lock().await.distrust(is_ingress);
+    }
+
+    /// Believes nothing of the elements of the node's tables: the next change finds out.
+    pub async fn distrust_elements(&self) {
+        self.inner.tables.lock().await.distrust(false);
     }
 
     /// The far ends of a sandbox's interfaces on overlays: network, namespace, name.

@@ -174,6 +174,12 @@ impl Tables {
         lock(&self.wishes).tables.get(network).cloned()
     }
 
+    /// The network that carries published ports.
+    pub(crate) fn ingress(&self) -> Option<NetworkId> {
+        let wishes = lock(&self.wishes);
+        wishes.tables.values().find(|table| table.config.ingress).map(|table| table.network.clone())
+    }
+
     /// The networks this node is to know.
     pub(crate) fn wanted(&self) -> HashSet<NetworkId> {
         lock(&self.wishes).tables.keys().cloned().collect()

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{self, Held, Step};
 use super::{AT_ONCE, Failure, Failures, Job, RETRIES_AT_ONCE, Tables};
+use crate::host_ports::HostPorts;
 use crate::resolver::Resolver;
 use crate::store::NodeStore;
 use crate::{Result, lock};
@@ -30,6 +31,8 @@ pub(crate) struct Effects {
     pub balancer: Arc<Balancer>,
     pub resolver: Arc<Resolver>,
     pub store: NodeStore,
+    /// Who has the other ports in the balancer's map.
+    pub host_ports: Arc<HostPorts>,
 }
 
 /// What tables take effect in, as the work on them sees it.
@@ -132,7 +135,8 @@ impl Force for Effects {
             }
         }
         let ingress = tables.values().find(|table| table.config.ingress);
-        for key in kernel.ports.into_keys() {
+        let others = self.host_ports.keys();
+        for key in kernel.ports.into_keys().filter(|key| !others.contains(key)) {
             match ingress {
                 Some(table) => {
                     held.entry(table.network.clone()).or_default().local_ports.insert(key);
@@ -192,7 +196,9 @@ async fn look_again(
         let is_as_asked = |key: &PortKey, backends: &BTreeSet<SocketAddr>| {
             asked.get(&(key.protocol, key.port)).is_none_or(|asked| asked == backends)
         };
-        let known = kernel.ports.into_iter().filter(|(key, backends)| is_as_asked(key, backends));
+        let others = effects.host_ports.keys();
+        let ours = kernel.ports.into_iter().filter(|(key, _)| !others.contains(key));
+        let known = ours.filter(|(key, backends)| is_as_asked(key, backends));
         held.local_ports = known.map(|(key, _)| key).collect();
     }
     Ok(())

@@ -1,10 +1,11 @@
 //! [`shoal_agent::ContainerView`] → containers as Docker's clients read them.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use shoal_agent::{ContainerView, Health, HealthStatus, NetworkMode, PlainView, Restart};
-use shoal_model::{Attachment, MountKind, NetworkId};
+use shoal_model::{Attachment, MountKind, NetworkId, PortConfig};
 use shoal_runtime::{Container, ContainerState};
 
 use super::image::STORAGE_DRIVER;
@@ -77,7 +78,7 @@ pub(crate) fn summary(view: &ContainerView, now: Timestamp, engine: &str) -> wir
         image_id: container.image_id.clone(),
         command: container.argv.join(" "),
         created: container.created.as_second(),
-        ports: Vec::new(),
+        ports: view.ports.iter().map(published).collect(),
         labels: container.config.labels.clone(),
         state: state_word(view),
         status: status(view, now),
@@ -457,6 +458,22 @@ impl Default for wire::HostConfig {
     }
 }
 
+/// A port of the node that leads to the container.
+fn published(port: &PortConfig) -> wire::Port {
+    wire::Port {
+        ip: Ipv4Addr::UNSPECIFIED.to_string(),
+        private_port: port.target,
+        public_port: port.published,
+        r#type: port.protocol.as_str(),
+    }
+}
+
+fn binding(port: &PortConfig) -> (String, Vec<wire::Binding>) {
+    let at =
+        wire::Binding { host_ip: Ipv4Addr::UNSPECIFIED.to_string(), host_port: port.published.to_string() };
+    (format!("{}/{}", port.target, port.protocol.as_str()), vec![at])
+}
+
 fn network_settings(view: &ContainerView, engine: &str) -> wire::NetworkSettings {
     let key = view.container.config.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     wire::NetworkSettings {
@@ -465,7 +482,7 @@ fn network_settings(view: &ContainerView, engine: &str) -> wire::NetworkSettings
         hairpin_mode: false,
         link_local_ipv6_address: "",
         link_local_ipv6_prefix_len: 0,
-        ports: Map::new(),
+        ports: view.ports.iter().map(binding).collect(),
         sandbox_key: key,
         secondary_ip_addresses: None,
         secondary_ipv6_addresses: None,

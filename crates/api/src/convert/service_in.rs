@@ -333,7 +333,7 @@ fn port(port: wire::PortConfig) -> Result<model::PortConfig> {
         published: number(port.published_port, "published")?,
         mode: match port.publish_mode.as_deref() {
             None | Some("" | "ingress") => model::PublishMode::Ingress,
-            Some("host") => return Err(ApiError::unsupported("publishing in host mode is")),
+            Some("host") => model::PublishMode::Host,
             Some(other) => return Err(ApiError::bad_request(format!("invalid publish mode: \"{other}\""))),
         },
     })

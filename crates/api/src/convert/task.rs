@@ -50,7 +50,7 @@ fn status(task: &model::Task) -> wire::Status {
             pid: container.pid,
             exit_code: container.exit_code,
         }),
-        port_status: wire::PortStatus { ports: Vec::new() },
+        port_status: wire::PortStatus { ports: status.ports.iter().map(service_out::port).collect() },
     }
 }
 

@@ -98,10 +98,11 @@ fn an_endpoint_is_shown_once_there_is_something_to_reach() {
 }
 
 #[test]
-fn host_ports_are_refused_as_long_as_nothing_opens_them() {
-    let refused = read(golden!("host-port-service.request.json")).unwrap_err();
-    assert_eq!(refused.status, 501);
-    assert_eq!(refused.message, "publishing in host mode is not supported by shoal yet");
+fn a_host_port_stays_one() {
+    let request = value(golden!("host-port-service.request.json"));
+    let spec = read(golden!("host-port-service.request.json")).unwrap();
+    assert!(spec.endpoint.ports.iter().all(|port| port.mode == model::PublishMode::Host));
+    assert_eq!(show(&spec, Defaults::Omit)["EndpointSpec"], request["EndpointSpec"]);
 }
 
 #[test]

@@ -58,6 +58,7 @@ fn view(golden: &Value) -> ContainerView {
         task: Some("w948al4jyt608borkj4ybldnw".into()),
         plain: None,
         networks: networks.collect(),
+        ports: Vec::new(),
         health: None,
         healthcheck: None,
     }

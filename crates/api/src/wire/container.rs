@@ -226,6 +226,13 @@ pub(crate) struct RestartPolicy {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
+pub(crate) struct Binding {
+    pub(crate) host_ip: String,
+    pub(crate) host_port: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
 pub(crate) struct NetworkSettings {
     pub(crate) bridge: &'static str,
     #[serde(rename = "SandboxID")]
@@ -235,7 +242,7 @@ pub(crate) struct NetworkSettings {
     pub(crate) link_local_ipv6_address: &'static str,
     #[serde(rename = "LinkLocalIPv6PrefixLen")]
     pub(crate) link_local_ipv6_prefix_len: u8,
-    pub(crate) ports: Map,
+    pub(crate) ports: BTreeMap<String, Vec<Binding>>,
     pub(crate) sandbox_key: String,
     #[serde(rename = "SecondaryIPAddresses")]
     pub(crate) secondary_ip_addresses: Option<()>,

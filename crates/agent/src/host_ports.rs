@@ -1,0 +1,239 @@
+//! Ports of this node that lead to single tasks (`mode=host`).
+//!
+//! A task's ports are reserved before its container is made, and lead to it while it serves. What reserves
+//! a port is a socket bound to it on which nobody listens: no other program of the node gets it, and one
+//! that has it already is noticed in time. Packets for a port that leads somewhere never come that far.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
+use shoal_balancer::{KernelState, PortKey};
+use shoal_model::{PortConfig, Protocol, PublishMode, Task, TaskId};
+use shoal_network::Fabric;
+
+use crate::node::Node;
+use crate::{Error, Result, lock};
+
+/// Where ports of the node lead.
+pub(crate) type Ways = BTreeMap<(Protocol, u16), SocketAddr>;
+
+#[derive(Default)]
+pub(crate) struct HostPorts {
+    claims: Mutex<BTreeMap<TaskId, Claim>>,
+    /// What was brought into force; held while that is being changed.
+    applied: tokio::sync::Mutex<Ways>,
+}
+
+struct Claim {
+    /// With every published number filled in.
+    ports: Vec<PortConfig>,
+    /// Where they lead; `None` is nowhere, now.
+    address: Option<IpAddr>,
+    _sockets: Vec<OwnedFd>,
+}
+
+/// The ports of its node that a task is to have.
+pub(crate) fn declared(task: &Task) -> impl Iterator<Item = &PortConfig> {
+    task.ports.iter().filter(|port| port.mode == PublishMode::Host)
+}
+
+impl HostPorts {
+    /// Takes a task's ports, of those without a number some that are free; `former` are those it had when
+    /// its node's daemon was another process. All of them, or none.
+    pub(crate) fn reserve(&self, task: &Task, former: &[PortConfig]) -> Result<Vec<PortConfig>> {
+        let mut claims = lock(&self.claims);
+        if let Some(claim) = claims.get(&task.id) {
+            return Ok(claim.ports.clone());
+        }
+        let (mut ports, mut sockets) = (Vec::new(), Vec::new());
+        for port in declared(task) {
+            let mut port = port.clone();
+            let had = former.iter().find(|had| (had.protocol, had.target) == (port.protocol, port.target));
+            if port.published == 0 {
+                port.published = had.map_or(0, |had| had.published);
+            }
+            let (socket, number) = reserve(port.protocol, port.published)?;
+            port.published = number;
+            ports.push(port);
+            sockets.push(socket);
+        }
+        let claim = Claim { ports: ports.clone(), address: None, _sockets: sockets };
+        claims.insert(task.id.clone(), claim);
+        Ok(ports)
+    }
+
+    /// The same of a task that has served since before this process: another program may have got hold of
+    /// its ports meanwhile, and gets no packet of them.
+    pub(crate) fn resume(&self, task: &Task, ports: &[PortConfig], address: Option<IpAddr>) {
+        if let Err(error) = self.reserve(task, ports) {
+            tracing::warn!(task = %task.id, %error, "the task keeps its port all the same");
+            let claim = Claim { ports: ports.to_vec(), address: None, _sockets: Vec::new() };
+            lock(&self.claims).insert(task.id.clone(), claim);
+        }
+        if let Some(claim) = lock(&self.claims).get_mut(&task.id) {
+            claim.address = address;
+        }
+    }
+
+    /// The task's ports lead to it already, or to nowhere, as is asked for.
+    pub(crate) fn is_as_asked(&self, task: &TaskId, leads: bool) -> bool {
+        lock(&self.claims).get(task).map_or(!leads, |claim| claim.address.is_some() == leads)
+    }
+
+    /// Leads a task's ports to this address, or to nowhere.
+    pub(crate) async fn lead(&self, node: &Node, task: &TaskId, address: Option<IpAddr>) -> Result<()> {
+        if let Some(claim) = lock(&self.claims).get_mut(task) {
+            claim.address = address;
+        }
+        self.apply(node).await
+    }
+
+    /// From now on the task's ports are anybody's.
+    pub(crate) async fn release(&self, node: &Node, task: &TaskId) -> Result<()> {
+        // The sockets go last: nobody is to listen on a port that still leads elsewhere.
+        let claim = lock(&self.claims).remove(task);
+        if claim.is_some() { self.apply(node).await } else { Ok(()) }
+    }
+
+    /// Where the node's ports are to lead.
+    pub(crate) fn ways(&self) -> Ways {
+        let claims = lock(&self.claims);
+        let ways = claims.values().filter_map(|claim| Some((claim, claim.address?)));
+        ways.flat_map(|(claim, address)| {
+            let way = move |port: &PortConfig| {
+                ((port.protocol, port.published), SocketAddr::new(address, port.target))
+            };
+            claim.ports.iter().map(way)
+        })
+        .collect()
+    }
+
+    pub(crate) fn keys(&self) -> BTreeSet<PortKey> {
+        self.ways().into_keys().map(key).collect()
+    }
+
+    /// Brings what is wanted into force. The node's own programs first: once the node accepts a port, who
+    /// is not led on is refused.
+    pub(crate) async fn apply(&self, node: &Node) -> Result<()> {
+        let mut applied = self.applied.lock().await;
+        let wanted = self.ways();
+        for (port, way) in wanted.iter().filter(|(port, way)| applied.get(port) != Some(way)) {
+            node.balancer.set_port(key(*port), &BTreeSet::from([*way]))?;
+        }
+        node.fabric.host_ports(&wanted).await?;
+        for port in applied.keys().filter(|port| !wanted.contains_key(port)) {
+            node.balancer.remove_port(key(*port))?;
+        }
+        *applied = wanted;
+        Ok(())
+    }
+
+    /// The same, believing nothing of what the kernel holds.
+    pub(crate) async fn renew(&self, node: &Node) -> Result<()> {
+        self.applied.lock().await.clear();
+        node.fabric.distrust_elements().await;
+        self.apply(node).await
+    }
+
+    /// What the kernel holds is not what is wanted, in words.
+    pub(crate) async fn differences(&self, fabric: &Fabric, kernel: &KernelState) -> Result<Vec<String>> {
+        let wanted = self.ways();
+        let mut differences = fabric.host_port_differences(&wanted).await?;
+        for ((protocol, port), way) in wanted {
+            if kernel.ports.get(&PortKey { protocol, port }) != Some(&BTreeSet::from([way])) {
+                let protocol = protocol.as_str();
+                differences.push(format!("balancer: port {port}/{protocol} does not lead to {way}"));
+            }
+        }
+        Ok(differences)
+    }
+}
+
+fn key((protocol, port): (Protocol, u16)) -> PortKey {
+    PortKey { protocol, port }
+}
+
+/// A socket that holds this port, or one that is free, and its number.
+fn reserve(protocol: Protocol, port: u16) -> Result<(OwnedFd, u16)> {
+    let failed = |source: std::io::Error| match source.raw_os_error() {
+        Some(errno) if errno == Errno::EADDRINUSE as i32 => Error::PortTaken { protocol, port },
+        _ => Error::Port { protocol, port, source },
+    };
+    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    match protocol {
+        Protocol::Udp => {
+            let socket = UdpSocket::bind(address).map_err(failed)?;
+            let number = socket.local_addr().map_err(failed)?.port();
+            Ok((socket.into(), number))
+        }
+        Protocol::Tcp => bound(port).map_err(|errno| failed(errno.into())),
+    }
+}
+
+/// Bound, but not listening: who connects is refused.
+fn bound(port: u16) -> nix::Result<(OwnedFd, u16)> {
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let [a, b, c, d] = Ipv4Addr::UNSPECIFIED.octets();
+    bind(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, port))?;
+    let number = getsockname::<SockaddrIn>(socket.as_raw_fd())?.port();
+    Ok((socket, number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn task(id: &str, ports: &[(Protocol, u16)]) -> Task {
+        let mut task = testing::task(id);
+        let port = |&(protocol, published): &(Protocol, u16)| PortConfig {
+            protocol,
+            target: 80,
+            published,
+            mode: PublishMode::Host,
+            ..PortConfig::default()
+        };
+        task.ports = ports.iter().map(port).collect();
+        task
+    }
+
+    #[test]
+    fn a_port_without_a_number_gets_one_and_keeps_it() {
+        let held = HostPorts::default();
+        let task = task("t1", &[(Protocol::Tcp, 0), (Protocol::Udp, 0)]);
+        let ports = held.reserve(&task, &[]).unwrap();
+        assert!(ports.iter().all(|port| port.published != 0));
+        assert_eq!(held.reserve(&task, &[]).unwrap(), ports, "asked again");
+        drop(held);
+        assert_eq!(HostPorts::default().reserve(&task, &ports).unwrap(), ports, "asked by another process");
+    }
+
+    #[test]
+    fn what_another_program_has_is_refused_by_number() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let number = other.local_addr().unwrap().port();
+        let held = HostPorts::default();
+        let free = held.reserve(&task("free", &[(Protocol::Udp, 0)]), &[]).unwrap()[0].published;
+        let refused = held.reserve(&task("t1", &[(Protocol::Tcp, number)]), &[]).unwrap_err();
+        let text = format!("host-mode port {number}/tcp is in use by another program on this node");
+        assert_eq!(refused.to_string(), text);
+        let both = task("t2", &[(Protocol::Udp, 0), (Protocol::Udp, free)]);
+        assert!(held.reserve(&both, &[]).is_err());
+        assert!(lock(&held.claims).len() == 1, "all or none");
+    }
+
+    #[test]
+    fn ports_lead_where_the_task_serves() {
+        let held = HostPorts::default();
+        let task = task("t1", &[(Protocol::Tcp, 0)]);
+        let number = held.reserve(&task, &[]).unwrap()[0].published;
+        assert!(held.ways().is_empty() && held.is_as_asked(&task.id, false));
+        held.resume(&task, &[], Some(IpAddr::from([172, 18, 0, 2])));
+        assert_eq!(held.ways(), Ways::from([((Protocol::Tcp, number), ([172, 18, 0, 2], 80).into())]));
+        assert!(held.is_as_asked(&task.id, true));
+    }
+}
