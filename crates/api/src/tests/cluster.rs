@@ -13,6 +13,8 @@ use super::*;
 use crate::engine::{ClusterSide, InitRequest, JoinRequest, LocalState, Swarm};
 use crate::server::{App, server_header};
 
+mod random;
+
 struct Member {
     manager: Manager,
     node: NodeId,

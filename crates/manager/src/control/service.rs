@@ -19,6 +19,8 @@ use crate::{Code, ControlError};
 const NAME_MAX: usize = 63;
 const NANO_CPUS_MIN: u64 = 1_000_000;
 const MEMORY_MIN: u64 = 4 << 20;
+/// More of one service than any cluster could carry: all of them would be made at once.
+const TASKS_MAX: u64 = 1_000_000;
 const HEALTH_DURATION_MIN: Duration = Duration::from_millis(1);
 
 /// Creates a service with its virtual addresses and ports. One without a name is given one, as by Docker.
@@ -195,6 +197,12 @@ fn check_mode(spec: &ServiceSpec) -> Result<(), ControlError> {
         }
         ServiceMode::ReplicatedJob { total, .. } if negative(total) => {
             "Total completed jobs must not be negative"
+        }
+        ServiceMode::Replicated { replicas: many } | ServiceMode::ReplicatedJob { total: many, .. }
+            if many > TASKS_MAX =>
+        {
+            let text = format!("a service has {TASKS_MAX} tasks at most, {many} are asked for");
+            return Err(ControlError::invalid(text));
         }
         mode if mode.is_job() && spec.update.is_some() => "Jobs may not have an update config",
         _ => return Ok(()),

@@ -164,8 +164,17 @@ impl World {
         }
         for service in self.state.all_services() {
             service.endpoint.virtual_ips.iter().for_each(|vip| claim(&vip.network, vip.address.addr()));
-            for port in service.endpoint.ports.iter().filter(|_| !service.removing) {
+            let ingress = |port: &&PortConfig| port.mode == PublishMode::Ingress && !service.removing;
+            for port in service.endpoint.ports.iter().filter(ingress) {
                 assert!(ports.insert((port.protocol, port.published)), "port twice: {port:?}");
+            }
+        }
+        let mut on_nodes = BTreeSet::new();
+        for task in self.state.tasks().filter(|task| task.node.is_some() && !task.status.state.is_terminal())
+        {
+            for port in task.ports.iter().filter(|port| port.mode == PublishMode::Host) {
+                let key = (task.node.clone(), port.protocol, port.published);
+                assert!(port.published == 0 || on_nodes.insert(key), "port twice on a node: {port:?}");
             }
         }
         for guest in self.state.guests() {
