@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shoal_model::{ClusterId, NodeId};
+use shoal_model::{ClusterId, Labels, NodeId};
 use shoal_protocol::identity::Credentials;
 
 /// Where a node keeps its things and whom it talks to. Two nodes on one machine differ in
@@ -18,6 +18,8 @@ pub struct AgentConfig {
     pub run_dir: PathBuf,
     /// Host name the node goes by in the cluster.
     pub node_name: String,
+    /// What the user says of this machine: `engine.labels` of constraints and preferences.
+    pub engine_labels: Labels,
     /// The node's own resolver configuration: source of upstream servers and search domains.
     pub resolv_conf: PathBuf,
     /// The `shoal` executable, for the processes the agent supervises.

@@ -1,6 +1,6 @@
 //! What all parts of the agent share, and what a node is called.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -245,7 +245,7 @@ impl Node {
             nano_cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64) * 1_000_000_000,
             memory: memory(),
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
-            engine_labels: BTreeMap::new(),
+            engine_labels: self.config.engine_labels.clone(),
             routes: self.fabric.route_changes().borrow().clone(),
         }
     }

@@ -49,6 +49,9 @@ pub(crate) struct DaemonArgs {
     /// Seconds between two looks at what kernel and resolver really hold; 0: never [default: 10]
     #[arg(long)]
     pub verify_period: Option<u64>,
+    /// A label of the engine, KEY=VALUE, for constraints and preferences (engine.labels.KEY); repeatable
+    #[arg(long)]
+    pub label: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -79,6 +82,7 @@ struct File {
     containerd_namespace: Option<String>,
     log_format: Option<LogFormat>,
     verify_period: Option<u64>,
+    labels: Vec<String>,
 }
 
 /// Everything decided.
@@ -107,6 +111,9 @@ impl DaemonArgs {
             Some(name) => name,
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
+        // As Docker's daemon: those of the command line, or else those of the file.
+        let labels = if self.label.is_empty() { file.labels } else { self.label };
+        let engine_labels = labels.iter().map(|text| label(text)).collect::<anyhow::Result<_>>()?;
         let path = |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| {
             let path = flag.or(file).unwrap_or_else(|| PathBuf::from(default));
             std::path::absolute(&path).with_context(|| format!("path {}", path.display()))
@@ -118,6 +125,7 @@ impl DaemonArgs {
                 data_dir: path(self.data_dir, file.data_root, "/var/lib/shoal")?,
                 run_dir: path(self.run_dir, file.exec_root, "/run/shoal")?,
                 node_name,
+                engine_labels,
                 resolv_conf: path(self.resolv_conf, file.resolv_conf, "/etc/resolv.conf")?,
                 executable: std::env::current_exe()?,
                 containerd: path(self.containerd, file.containerd, "/run/containerd/containerd.sock")?,
@@ -141,6 +149,13 @@ impl DaemonArgs {
             read => read.with_context(|| format!("read {}", path.display()))?,
         };
         serde_json::from_str(&text).with_context(|| format!("configuration {}", path.display()))
+    }
+}
+
+fn label(text: &str) -> anyhow::Result<(String, String)> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => bail!("bad attribute format: {text}"),
     }
 }
 
@@ -169,6 +184,21 @@ mod tests {
         assert_eq!(options.agent.containerd_namespace, "shoal");
         let options = arguments.resolve(Some("unix:///d.sock".to_owned())).unwrap();
         assert_eq!(options.socket, Path::new("/d.sock"));
+    }
+
+    #[test]
+    fn labels_come_from_the_command_line_or_else_from_the_file() {
+        let (_dir, mut arguments) = with_file(r#"{"labels": ["disk=ssd", "empty="]}"#);
+        let labels = |arguments: &DaemonArgs| arguments.clone().resolve(None).unwrap().agent.engine_labels;
+        assert_eq!(labels(&arguments), [("disk", "ssd"), ("empty", "")].map(owned).into());
+        arguments.label = vec!["disk=hdd".to_owned()];
+        assert_eq!(labels(&arguments), [("disk", "hdd")].map(owned).into());
+        arguments.label = vec!["disk".to_owned()];
+        assert_eq!(arguments.resolve(None).unwrap_err().to_string(), "bad attribute format: disk");
+    }
+
+    fn owned((key, value): (&str, &str)) -> (String, String) {
+        (key.to_owned(), value.to_owned())
     }
 
     #[test]

@@ -42,6 +42,7 @@ fn a_task_is_where_its_constraints_say_and_moves_when_they_do_not_hold_any_more(
         ("other", "node.hostname!=node2", 1),
         ("ip", "node.ip==192.0.2.11", 2),
         ("os", "node.platform.os==linux", 0),
+        ("engine", "engine.labels.name==node2", 2),
     ] {
         cluster.service(name, 1, &["--constraint", constraint], &["idle"]);
         let found = place(&cluster, name);
@@ -77,5 +78,21 @@ fn reservations_platforms_and_bounds_are_kept_and_told() {
     let generic = ["service", "create", "--name", "gpu", "--generic-resource", "gpu=1", "busybox"];
     let refused = cluster.docker(&generic);
     assert!(refused.code == 1 && refused.stderr.contains("generic resources are not supported"), "{refused}");
+    cluster.finish();
+}
+
+#[test]
+fn a_node_on_which_a_service_keeps_failing_is_left_alone() {
+    let cluster = Cluster::start(2);
+    let flags = ["--env", "NODE={{.Node.Hostname}}", "--restart-delay", "10ms"];
+    let picky = ["sh", "-c", "test $NODE = node1 && exec idle"];
+    cluster.docker(&["swarm", "update", "--task-history-limit", "10"]).ok();
+    cluster.manager().create_service("picky", 2, &flags, &picky);
+    wait_until(PATIENCE, "both run where they can", || {
+        let nodes: Vec<u8> = cluster.containers("picky").iter().map(|task| task.node).collect();
+        if nodes == [1, 1] { Ok(()) } else { Err(format!("on {nodes:?}")) }
+    });
+    let told = cluster.docker(&["service", "ps", "--filter", "node=node2", "picky"]).ok();
+    assert_eq!(told.matches("Failed").count(), 5, "not before it has failed for good: {told}");
     cluster.finish();
 }

@@ -16,6 +16,7 @@ impl Node {
             ("--data-dir", path("data")),
             ("--run-dir", path("run")),
             ("--node-name", self.options.name.clone()),
+            ("--label", format!("name={}", self.options.name)),
             ("--resolv-conf", path("resolv.conf")),
             ("--containerd", self.containerd_socket().display().to_string()),
             ("--containerd-namespace", self.containerd_namespace.clone()),
