@@ -43,8 +43,13 @@ pub(crate) fn declared(task: &Task) -> impl Iterator<Item = &PortConfig> {
 
 impl HostPorts {
     /// Takes a task's ports, of those without a number some that are free; `former` are those it had when
-    /// its node's daemon was another process. All of them, or none.
-    pub(crate) fn reserve(&self, task: &Task, former: &[PortConfig]) -> Result<Vec<PortConfig>> {
+    /// its node's daemon was another process, `published` those of the routing mesh. All of them, or none.
+    pub(crate) fn reserve(
+        &self,
+        task: &Task,
+        former: &[PortConfig],
+        published: &BTreeSet<(Protocol, u16)>,
+    ) -> Result<Vec<PortConfig>> {
         let mut claims = lock(&self.claims);
         if let Some(claim) = claims.get(&task.id) {
             return Ok(claim.ports.clone());
@@ -56,7 +61,7 @@ impl HostPorts {
             if port.published == 0 {
                 port.published = had.map_or(0, |had| had.published);
             }
-            let (socket, number) = reserve(port.protocol, port.published)?;
+            let (socket, number) = reserve(port.protocol, port.published, published)?;
             port.published = number;
             ports.push(port);
             sockets.push(socket);
@@ -69,7 +74,7 @@ impl HostPorts {
     /// The same of a task that has served since before this process: another program may have got hold of
     /// its ports meanwhile, and gets no packet of them.
     pub(crate) fn resume(&self, task: &Task, ports: &[PortConfig], address: Option<IpAddr>) {
-        if let Err(error) = self.reserve(task, ports) {
+        if let Err(error) = self.reserve(task, ports, &BTreeSet::new()) {
             tracing::warn!(task = %task.id, %error, "the task keeps its port all the same");
             let claim = Claim { ports: ports.to_vec(), address: None, _sockets: Vec::new() };
             lock(&self.claims).insert(task.id.clone(), claim);
@@ -157,8 +162,20 @@ fn key((protocol, port): (Protocol, u16)) -> PortKey {
     PortKey { protocol, port }
 }
 
-/// A socket that holds this port, or one that is free, and its number.
-fn reserve(protocol: Protocol, port: u16) -> Result<(OwnedFd, u16)> {
+/// A socket that holds this port, or one that is free and not published otherwise, and its number.
+fn reserve(protocol: Protocol, port: u16, published: &BTreeSet<(Protocol, u16)>) -> Result<(OwnedFd, u16)> {
+    // Held on to, or the kernel might offer the same again.
+    let mut unfit = Vec::new();
+    loop {
+        let (socket, number) = hold(protocol, port)?;
+        if port != 0 || !published.contains(&(protocol, number)) {
+            return Ok((socket, number));
+        }
+        unfit.push(socket);
+    }
+}
+
+fn hold(protocol: Protocol, port: u16) -> Result<(OwnedFd, u16)> {
     let failed = |source: std::io::Error| match source.raw_os_error() {
         Some(errno) if errno == Errno::EADDRINUSE as i32 => Error::PortTaken { protocol, port },
         _ => Error::Port { protocol, port, source },
@@ -188,6 +205,8 @@ mod tests {
     use super::*;
     use crate::testing;
 
+    const NONE: BTreeSet<(Protocol, u16)> = BTreeSet::new();
+
     fn task(id: &str, ports: &[(Protocol, u16)]) -> Task {
         let mut task = testing::task(id);
         let port = |&(protocol, published): &(Protocol, u16)| PortConfig {
@@ -205,11 +224,15 @@ mod tests {
     fn a_port_without_a_number_gets_one_and_keeps_it() {
         let held = HostPorts::default();
         let task = task("t1", &[(Protocol::Tcp, 0), (Protocol::Udp, 0)]);
-        let ports = held.reserve(&task, &[]).unwrap();
+        let ports = held.reserve(&task, &[], &NONE).unwrap();
         assert!(ports.iter().all(|port| port.published != 0));
-        assert_eq!(held.reserve(&task, &[]).unwrap(), ports, "asked again");
+        assert_eq!(held.reserve(&task, &[], &NONE).unwrap(), ports, "asked again");
         drop(held);
-        assert_eq!(HostPorts::default().reserve(&task, &ports).unwrap(), ports, "asked by another process");
+        assert_eq!(
+            HostPorts::default().reserve(&task, &ports, &NONE).unwrap(),
+            ports,
+            "asked by another process"
+        );
     }
 
     #[test]
@@ -217,20 +240,27 @@ mod tests {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let number = other.local_addr().unwrap().port();
         let held = HostPorts::default();
-        let free = held.reserve(&task("free", &[(Protocol::Udp, 0)]), &[]).unwrap()[0].published;
-        let refused = held.reserve(&task("t1", &[(Protocol::Tcp, number)]), &[]).unwrap_err();
+        let free = held.reserve(&task("free", &[(Protocol::Udp, 0)]), &[], &NONE).unwrap()[0].published;
+        let refused = held.reserve(&task("t1", &[(Protocol::Tcp, number)]), &[], &NONE).unwrap_err();
         let text = format!("host-mode port {number}/tcp is in use by another program on this node");
         assert_eq!(refused.to_string(), text);
         let both = task("t2", &[(Protocol::Udp, 0), (Protocol::Udp, free)]);
-        assert!(held.reserve(&both, &[]).is_err());
+        assert!(held.reserve(&both, &[], &NONE).is_err());
         assert!(lock(&held.claims).len() == 1, "all or none");
+    }
+
+    #[test]
+    fn the_routing_meshs_ports_are_not_chosen() {
+        let odd = (1..u16::MAX).step_by(2).map(|port| (Protocol::Udp, port)).collect();
+        let held: Vec<_> = (0..8).map(|_| reserve(Protocol::Udp, 0, &odd).unwrap()).collect();
+        assert!(held.iter().all(|(_, number)| number % 2 == 0));
     }
 
     #[test]
     fn ports_lead_where_the_task_serves() {
         let held = HostPorts::default();
         let task = task("t1", &[(Protocol::Tcp, 0)]);
-        let number = held.reserve(&task, &[]).unwrap()[0].published;
+        let number = held.reserve(&task, &[], &NONE).unwrap()[0].published;
         assert!(held.ways().is_empty() && held.is_as_asked(&task.id, false));
         held.resume(&task, &[], Some(IpAddr::from([172, 18, 0, 2])));
         assert_eq!(held.ways(), Ways::from([((Protocol::Tcp, number), ([172, 18, 0, 2], 80).into())]));

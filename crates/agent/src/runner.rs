@@ -186,8 +186,9 @@ impl Runner {
     }
 
     fn reserve_ports(&mut self) -> Result<()> {
+        let published = self.node.tables.published();
         let status = &mut self.record.progress.status;
-        status.ports = self.node.host_ports.reserve(&self.record.task, &status.ports)?;
+        status.ports = self.node.host_ports.reserve(&self.record.task, &status.ports, &published)?;
         Ok(())
     }
 

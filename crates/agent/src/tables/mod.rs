@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_model::{EndpointId, NetworkId, NetworkTable, TableDelta, TableMismatch, TableVersion};
+use shoal_model::{EndpointId, NetworkId, NetworkTable, Protocol, TableDelta, TableMismatch, TableVersion};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -178,6 +178,12 @@ impl Tables {
     pub(crate) fn ingress(&self) -> Option<NetworkId> {
         let wishes = lock(&self.wishes);
         wishes.tables.values().find(|table| table.config.ingress).map(|table| table.network.clone())
+    }
+
+    /// The ports of the routing mesh.
+    pub(crate) fn published(&self) -> BTreeSet<(Protocol, u16)> {
+        let wishes = lock(&self.wishes);
+        wishes.tables.values().flat_map(|table| ports(table).into_keys()).collect()
     }
 
     /// The networks this node is to know.

@@ -262,7 +262,9 @@ fn check_ports(state: &State, own: Option<&ServiceId>, spec: &ServiceSpec) -> Re
         return Err(ControlError::new(Code::FailedPrecondition, text));
     }
     for other in state.services().filter(|other| Some(&other.id) != own) {
-        let held = other.endpoint.ports.iter().chain(&other.spec.endpoint.ports);
+        // Among them the numbers that nodes have chosen for tasks of theirs.
+        let chosen = state.service_tasks(&other.id).flat_map(|task| &task.status.ports);
+        let held = other.endpoint.ports.iter().chain(&other.spec.endpoint.ports).chain(chosen);
         for held in held.filter(|held| held.published != 0) {
             if let Some(port) = spec.endpoint.ports.iter().find(|port| clash(port, held)) {
                 let how = match held.mode {

@@ -1,6 +1,6 @@
 //! Docker's refusals, word for word (golden `10-err*`, `12-err*`, `13-err*`).
 
-use shoal_model::{EndpointMode, ServiceSpec};
+use shoal_model::{EndpointMode, PortConfig, PublishMode, ServiceSpec};
 
 use super::*;
 use crate::plan::tests::{World, port, spec};
@@ -34,6 +34,27 @@ fn bad_services_are_refused_in_dockers_words() {
     let ingress = world.state.ingress_network().unwrap().id.clone();
     let explicit = refusal(world.service(spec("s1", 1, &[&ingress])));
     assert_eq!(explicit.1, "Service cannot be explicitly attached to the ingress network \"ingress\"");
+}
+
+#[test]
+fn a_number_that_a_node_has_chosen_is_no_port_of_the_routing_mesh() {
+    let mut world = World::new(1);
+    let mut declared = spec("own", 1, &[]);
+    declared.endpoint.ports = vec![PortConfig { mode: PublishMode::Host, ..port(0) }];
+    let own = world.service(declared).unwrap();
+    world.run(2);
+    let mut task = shoal_model::Task::clone(&world.serving(&own)[0]);
+    task.status.ports = vec![PortConfig { mode: PublishMode::Host, ..port(32_768) }];
+    world.put(shoal_model::Object::Task(task));
+    let (_, text) = service_refusal(&mut world, |spec| spec.endpoint.ports = vec![port(32_768)]);
+    assert_eq!(
+        text,
+        format!("port '32768' is already in use by service 'own' ({own}) as a host-published port")
+    );
+    let both = PortConfig { mode: PublishMode::Host, ..port(32_768) };
+    let mut beside = spec("beside", 1, &[]);
+    beside.endpoint.ports = vec![both];
+    world.service(beside).unwrap();
 }
 
 #[test]
