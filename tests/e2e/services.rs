@@ -49,6 +49,32 @@ fn a_task_that_ended_well_is_replaced_or_not_as_asked() {
 }
 
 #[test]
+fn attempts_are_counted_and_the_past_is_kept_as_long_as_the_cluster_says() {
+    let node = Node::cluster();
+    node.docker(&["swarm", "update", "--task-history-limit", "2"]).ok();
+    let create = ["service", "create", "-d", "--restart-delay", "10ms", "--name"];
+    let fails = ["busybox", "false"];
+    node.docker(&[&create[..], &["ever"], &fails].concat()).ok();
+    let few = ["few", "--restart-max-attempts", "3", "--restart-window", "10m"];
+    node.docker(&[&create[..], &few, &fails].concat()).ok();
+    wait_until(PATIENCE, "it is given up after its attempts", || {
+        let told = ps(&node, "few");
+        let failed = told.matches("task: non-zero exit (1)").count();
+        if failed == 4 && !told.contains("Running") { Ok(()) } else { Err(told) }
+    });
+    let count = || ps(&node, "ever").lines().skip(1).count();
+    let newest = || node.docker(&["service", "ps", "-q", "ever"]).ok().lines().next().map(str::to_owned);
+    let before = newest();
+    wait_until(PATIENCE, "the other one goes on", || {
+        let now = newest();
+        if now != before { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    assert!(count() <= 3, "two that are kept, one that is on its way: {}", ps(&node, "ever"));
+    assert_eq!(ps(&node, "few").matches("task: non-zero exit (1)").count(), 4, "kept for what was counted");
+    node.finish();
+}
+
+#[test]
 fn scaling_changes_only_what_it_must() {
     let node = Node::cluster();
     node.network("mynet");

@@ -45,17 +45,6 @@ pub(super) async fn services(client: &Client, args: ListArgs) -> Result<ExitCode
 
 fn service_row(service: &Value) -> Vec<String> {
     let count = |key: &str| service["ServiceStatus"][key].as_u64().unwrap_or(0);
-    let ports: Vec<String> = service
-        .pointer("/Endpoint/Ports")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter(|port| port["PublishMode"] != "host")
-        .map(|port| {
-            let protocol = port["Protocol"].as_str().unwrap_or("tcp");
-            format!("*:{}->{}/{protocol}", port["PublishedPort"], port["TargetPort"])
-        })
-        .collect();
     let mut replicas = format!("{}/{}", count("RunningTasks"), count("DesiredTasks"));
     let completed = count("CompletedTasks");
     let (mode, total) = match service.pointer("/Spec/Mode").and_then(Value::as_object) {
@@ -78,8 +67,17 @@ fn service_row(service: &Value) -> Vec<String> {
         mode.to_owned(),
         replicas,
         without_digest(&text(service, "/Spec/TaskTemplate/ContainerSpec/Image")),
-        ports.join(", "),
+        ports(service.pointer("/Endpoint/Ports"), "ingress"),
     ]
+}
+
+fn ports(list: Option<&Value>, mode: &str) -> String {
+    let ports = list.and_then(Value::as_array).into_iter().flatten();
+    let shown = ports.filter(|port| port["PublishMode"] == mode).map(|port| {
+        let protocol = port["Protocol"].as_str().unwrap_or("tcp");
+        format!("*:{}->{}/{protocol}", port["PublishedPort"], port["TargetPort"])
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 pub(super) async fn tasks(client: &Client, args: PsArgs) -> Result<ExitCode> {
@@ -151,7 +149,7 @@ fn rows(
             capitalized(&text(task, "/DesiredState")),
             format!("{state} {}", ago(&text(task, "/Status/Timestamp"), now)),
             error_text(&text(task, "/Status/Err"), no_trunc),
-            String::new(),
+            ports(task.pointer("/Status/PortStatus/Ports"), "host"),
         ]);
     }
     rows
@@ -203,7 +201,8 @@ mod tests {
         let task = |id: &str, slot: u64, created: &str, state: &str| {
             json!({ "ID": id, "ServiceID": "s", "Slot": slot, "CreatedAt": created, "DesiredState": "running",
                     "NodeID": "n", "Spec": { "ContainerSpec": { "Image": "busybox:latest@sha256:12" } },
-                    "Status": { "State": state, "Timestamp": "2026-11-23T08:29:52Z", "Err": "" } })
+                    "Status": { "State": state, "Timestamp": "2026-11-23T08:29:52Z", "Err": "", "PortStatus": { "Ports": [
+                        { "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host" }] } } })
         };
         let tasks = vec![
             task("old", 1, "2026-11-23T08:00:00Z", "failed"),
@@ -216,6 +215,7 @@ mod tests {
         let rows = rows(tasks, &names, &nodes, false, now);
         let shown: Vec<(&str, &str)> = rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();
         assert_eq!(shown, [("new", "web.1"), ("old", " \\_ web.1"), ("two", "web.2")]);
+        assert_eq!(rows[0][7], "*:8080->80/tcp");
         assert_eq!(rows[0][2..6], ["busybox:latest", "vm", "Running", "Running 8 seconds ago"]);
     }
 }

@@ -32,12 +32,17 @@ pub(super) fn unfit_nodes(state: &State) -> BTreeSet<NodeId> {
 }
 
 /// The service has exactly the tasks it declares, all of them as declared, and no more past than is to
-/// be remembered. Said of a part of those of which it is true: constraints depend on more.
+/// be remembered; a job is done. Said of a part of those of which it is true: constraints depend on more.
 pub(super) fn is_settled(state: &State, service: &Service, unfit: &BTreeSet<NodeId>) -> bool {
-    let ServiceMode::Replicated { replicas } = service.spec.mode else { return false };
+    let (declared, is_job) = match service.spec.mode {
+        ServiceMode::Replicated { replicas } => (replicas, false),
+        ServiceMode::ReplicatedJob { total, .. } => (total, true),
+        ServiceMode::Global | ServiceMode::GlobalJob => return false,
+    };
+    let iteration = service.job.map(|job| job.iteration);
     let underway = service.update_status.as_ref().is_some_and(|status| status.state.is_underway());
     let constrained = !service.spec.task.placement.constraints.is_empty();
-    if service.removing || underway || constrained || !service.allocation_error.is_empty() {
+    if service.removing || underway || (constrained && !is_job) || !service.allocation_error.is_empty() {
         return false;
     }
     let (mut running, mut ended) = (Vec::new(), Vec::new());
@@ -47,6 +52,11 @@ pub(super) fn is_settled(state: &State, service: &Service, unfit: &BTreeSet<Node
         }
         if task.desired > TaskState::Running {
             ended.push(task.slot);
+        } else if is_job {
+            if !task.is_done() || task.iteration != iteration {
+                return false;
+            }
+            running.push(task.slot);
         } else if task.spec == service.spec.task
             && same_ports(&task.ports, &service.endpoint.ports)
             && task.node.as_ref().is_some_and(|node| !unfit.contains(node))
@@ -60,7 +70,7 @@ pub(super) fn is_settled(state: &State, service: &Service, unfit: &BTreeSet<Node
     ended.sort_unstable();
     let history = kept_history(state, service).saturating_sub(1);
     let known = |past: &[u64]| running.binary_search(&past[0]).is_ok() && past.len() as u64 <= history;
-    running.len() as u64 == replicas
+    running.len() as u64 == declared
         && running.windows(2).all(|pair| pair[0] != pair[1])
         && ended.chunk_by(|a, b| a == b).all(known)
 }

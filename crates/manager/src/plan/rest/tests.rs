@@ -35,6 +35,28 @@ fn what_runs_as_declared_is_at_rest_and_settled_until_something_changes() {
     assert!(!is_settled(&world.state, world.state.service(&web).unwrap(), &[node].into()));
 }
 
+#[test]
+fn a_job_is_settled_when_it_is_done() {
+    let mut world = World::new(2);
+    let mut declared = spec("job", 1, &[]);
+    declared.mode = ServiceMode::ReplicatedJob { concurrent: 2, total: 2 };
+    let job = world.service(declared).unwrap();
+    let settled = |world: &World| {
+        let service = world.state.service(&job).unwrap();
+        is_settled(&world.state, service, &unfit_nodes(&world.state))
+    };
+    for _ in 0..2 {
+        world.run(3);
+        assert!(!settled(&world));
+        for task in world.serving(&job) {
+            world.report(&task, TaskState::Complete);
+        }
+        world.run(2);
+        assert!(settled(&world) && moving(&world.state).is_empty());
+        world.change(&job, |spec| spec.task.force_update += 1);
+    }
+}
+
 proptest! {
     /// Whatever happened: a plan that takes nothing for settled changes the same.
     #[test]
@@ -46,6 +68,9 @@ proptest! {
         let mut world = World::new(2);
         let web = world.service(spec("web", replicas, &[])).unwrap();
         let other = world.service(spec("other", 2, &[])).unwrap();
+        let mut declared = spec("job", 1, &[]);
+        declared.mode = ServiceMode::ReplicatedJob { concurrent: 1, total: replicas };
+        let job = world.service(declared).unwrap();
         world.run(2);
         for (which, update) in failing {
             let serving = [world.serving(&web), world.serving(&other)].concat();
@@ -54,6 +79,12 @@ proptest! {
             }
             if update {
                 world.change(&web, |spec| spec.task.force_update += 1);
+            }
+            for task in world.serving(&job) {
+                world.report(&task, if update { TaskState::Failed } else { TaskState::Complete });
+            }
+            if which == 0 {
+                world.change(&job, |spec| spec.task.force_update += 1);
             }
             let (quick, thorough) = world.both_plans();
             prop_assert_eq!(quick, thorough);
