@@ -24,6 +24,7 @@ mod published;
 mod quickstart;
 mod refusals;
 mod runtime;
+mod secrets;
 mod services;
 mod told;
 mod vip;

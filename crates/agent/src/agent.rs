@@ -21,7 +21,9 @@ use crate::session::SessionState;
 use crate::store::TaskRecord;
 use crate::task::StopCause;
 use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
-use crate::{AgentConfig, Error, Membership, Result, drift, lock, plain, prepare, sandbox, session, verify};
+use crate::{
+    AgentConfig, Error, Membership, Result, deposits, drift, lock, plain, prepare, sandbox, session, verify,
+};
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
 const STOP_MARGIN: Duration = Duration::from_secs(20);
@@ -100,6 +102,7 @@ impl Agent {
             session.cancel();
         }
         let records = self.node.tasks.close().await;
+        self.node.deposits.clear();
         self.node.store.leave().await?;
         self.node.membership.send_replace(None);
         self.node.session.send_replace(SessionState::Closed);
@@ -416,6 +419,7 @@ impl Agent {
         for sandbox in node.fabric.sandboxes().await.unwrap_or_default() {
             report("remove a sandbox", node.fabric.remove_sandbox(&sandbox).await);
         }
+        deposits::free_all(&node.config.run_dir).await;
         report("clear the node's network", node.fabric.clear_node().await);
         report("remove the balancer", Balancer::remove(&balancer_config(&node.tag)));
     }
@@ -433,6 +437,7 @@ async fn remove(node: Arc<Node>, record: TaskRecord) {
     report("remove a task's container", node.runtime.remove(&record.container).await);
     report("close a task's ports", node.host_ports.release(&node, id).await);
     report("remove a task's sandbox", prepare::free_sandbox(&node, id.as_str()).await);
+    report("take a task's secrets and configs away", deposits::free(&node, &record.container).await);
 }
 
 /// Tells the balancer which addresses are the node's own, now and whenever they change.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use shoal_model::{Protocol, Refusal, RefusalReason};
+use shoal_model::{DepositKind, Protocol, Refusal, RefusalReason};
 
 /// An operation of the agent that failed.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,11 @@ pub enum Error {
     /// The container is a task's.
     #[error("container {0} belongs to a service")]
     OfService(String),
+    /// What a task names was removed before it could start.
+    #[error("{kind} not found: {name}")]
+    NoSuchDeposit { kind: DepositKind, name: String },
+    #[error("cannot fill in {kind} {name}: {reason}")]
+    Template { kind: DepositKind, name: String, reason: String },
     /// The node is in no cluster.
     #[error("network {0} not found")]
     NoSuchNetwork(String),

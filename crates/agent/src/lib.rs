@@ -7,6 +7,7 @@
 //!
 //! - [`task`] decides what is to be done for a task, `runner` does it, `prepare` and `sandbox` know
 //!   how its container looks; `health` judges its probes.
+//! - `deposits` keeps the secrets and configs of tasks, `template` fills in placeholders.
 //! - `plain` keeps the containers of no service, `guests` asks the manager for their networks.
 //! - [`tables`] brings network tables into force in the right order.
 //! - `verify` looks at what kernel and resolver really hold, `drift` has what differs made anew.
@@ -17,6 +18,7 @@
 mod agent;
 mod config;
 mod connections;
+mod deposits;
 pub mod doctor;
 mod drift;
 mod enrol;
@@ -38,6 +40,7 @@ mod store;
 mod tables;
 mod task;
 mod tasks;
+mod template;
 #[cfg(test)]
 mod testing;
 mod verify;

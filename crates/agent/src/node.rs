@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::deposits::Deposits;
 use crate::drift::Drift;
 use crate::guests::Guests;
 use crate::host_ports::{self, HostPorts};
@@ -31,7 +32,7 @@ use crate::store::{NodeStore, Stored, TaskRecord};
 use crate::tables::{Effects, Tables};
 use crate::task::{self, Container, Observed};
 use crate::tasks::Tasks;
-use crate::{AgentConfig, Error, Membership, Result, lock, prepare};
+use crate::{AgentConfig, Error, Membership, Result, deposits, lock, prepare};
 
 /// How long a node whose store was lost waits, once it knows its tasks, before it removes the rest.
 const DISOWN_DELAY: Duration = Duration::from_secs(15);
@@ -48,6 +49,7 @@ pub(crate) struct Node {
     pub tables: Arc<Tables>,
     pub drift: Drift,
     pub tasks: Tasks,
+    pub deposits: Deposits,
     pub plains: Plains,
     pub host_ports: Arc<HostPorts>,
     pub guests: Guests,
@@ -93,6 +95,7 @@ impl Node {
             tables: Arc::new(Tables::new(std::mem::take(&mut stored.tables))),
             drift: Drift::default(),
             tasks: Tasks::default(),
+            deposits: Deposits::default(),
             plains: Plains::default(),
             host_ports: Arc::default(),
             guests: Guests::default(),
@@ -140,6 +143,8 @@ impl Node {
                 container: container.map_or(Container::Absent, |c| crate::runner::found(&c.state)),
                 sandbox: sandboxes.contains(record.task.id.as_str()),
                 networks_ready: false,
+                values_known: false,
+                values: deposits::is_there(&self.config.run_dir, &record.container),
                 health: None,
                 stop_request: None,
             };
@@ -219,6 +224,7 @@ impl Node {
         if let Err(error) = self.runtime.prune(containers).await {
             tracing::warn!(%error, "cannot remove containers that nobody claims");
         }
+        deposits::prune(&self.config.run_dir, containers.clone()).await;
         if let Err(error) = self.fabric.prune(sandboxes, &self.tables.wanted()).await {
             tracing::warn!(%error, "cannot remove namespaces and links that nobody claims");
         }
@@ -265,6 +271,8 @@ impl Host for Node {
     }
 
     fn obey(self: &Arc<Self>, assigned: Assigned) {
+        // Known before anything asks for them.
+        self.deposits.take(assigned.complete, assigned.values);
         if assigned.complete {
             self.tasks.retain(&assigned.put.iter().map(|task| task.id.clone()).collect());
         }
@@ -274,6 +282,7 @@ impl Host for Node {
         for task in assigned.put {
             self.tasks.assign(self, task);
         }
+        self.deposits.retain(&self.tasks.deposits());
         if assigned.complete {
             self.disown_the_rest();
         }

@@ -15,7 +15,8 @@ use crate::node::Node;
 use crate::resolver::Served;
 use crate::sandbox::{self, Tenant};
 use crate::store::TaskRecord;
-use crate::{Error, Result};
+use crate::template::Context;
+use crate::{Error, Result, deposits};
 
 /// The node's own names.
 const HOSTS: &str = "/etc/hosts";
@@ -25,12 +26,16 @@ const HOSTS: &str = "/etc/hosts";
 pub(crate) async fn container(node: &Node, record: &TaskRecord) -> Result<Option<Healthcheck>> {
     let member = node.membership();
     let task = match &member {
-        Some(member) => sandbox::expanded(&record.task, &member.node, &node.config.node_name),
+        Some(member) => {
+            let (task, name) = (&record.task, &node.config.node_name);
+            Context { task, node: &member.node, node_name: name }.expanded()
+        }
         None => record.task.clone(),
     };
     let spec = &task.spec;
     let image = node.runtime.image(&spec.container.image).await?;
     node.runtime.remove(&record.container).await?;
+    let provided = deposits::provide(node, &record.container, &task).await?;
     let place = place(node, record, &task).await?;
     let mut container_spec = spec.container.clone();
     container_spec.hostname = place.hostname;
@@ -44,6 +49,7 @@ pub(crate) async fn container(node: &Node, record: &TaskRecord) -> Result<Option
         resolv_conf: place.resolv_conf,
         hosts: place.hosts,
         log_options: spec.log_options.clone(),
+        provided,
         note: String::new(),
         spec: container_spec,
     };

@@ -6,7 +6,7 @@ use shoal_balancer::Balancer;
 use shoal_runtime::Runtime;
 
 use crate::node::{balancer_config, known_tag, lock_data_dir, runtime_config};
-use crate::{AgentConfig, Error, Result, resolver};
+use crate::{AgentConfig, Error, Result, deposits, resolver};
 
 /// What a node keeps in its data directory.
 const DATA_ENTRIES: [&str; 7] =
@@ -21,6 +21,7 @@ pub async fn reset(config: &AgentConfig) -> Result<()> {
     let lock = if config.data_dir.exists() { Some(lock_data_dir(config)?) } else { None };
     let runtime = Runtime::connect(runtime_config(config)).await?;
     runtime.purge().await?;
+    deposits::free_all(&config.run_dir).await;
     resolver::stop_at(&config.resolver_socket()).await;
     if let Some(tag) = known_tag(&config.data_dir)? {
         shoal_network::reset(&config.run_dir, &tag).await?;

@@ -9,6 +9,7 @@ use shoal_runtime::{ContainerState, Exit};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::deposits;
 use crate::health::{self, Health, HealthStatus};
 use crate::node::Node;
 use crate::prepare;
@@ -48,6 +49,8 @@ pub(crate) struct Runner {
     seen: Observed,
     orders: mpsc::UnboundedReceiver<Order>,
     tables: watch::Receiver<InForce>,
+    /// Changes when there are new values of secrets and configs.
+    values: watch::Receiver<()>,
     shown: Arc<watch::Sender<Snapshot>>,
     /// Its resolver, virtual addresses and registration are this agent's own work, not a former one's.
     attached: bool,
@@ -69,13 +72,14 @@ impl Runner {
         orders: mpsc::UnboundedReceiver<Order>,
         shown: Arc<watch::Sender<Snapshot>>,
     ) -> Self {
-        let tables = node.tables.in_force();
+        let (tables, values) = (node.tables.in_force(), node.deposits.changes());
         Self {
             node,
             record,
             seen,
             orders,
             tables,
+            values,
             shown,
             attached: false,
             renewals: Vec::new(),
@@ -110,6 +114,8 @@ impl Runner {
             self.obey(order);
         }
         self.tables.mark_unchanged();
+        self.values.mark_unchanged();
+        self.seen.values_known = self.node.deposits.are_known(&self.record.task.spec.container);
         let networks = self.record.task.attachments.iter().map(|attachment| &attachment.network);
         self.seen.networks_ready =
             self.node.tables.are_ready(&EndpointId::from(&self.record.task.id), networks);
@@ -217,6 +223,7 @@ impl Runner {
             Action::Start => self.start().await,
             Action::Stop { connections, grace } => self.stop(connections, grace).await,
             Action::FreeSandbox => self.free_sandbox().await,
+            Action::FreeValues => self.free_values().await,
             Action::RemoveContainer => self.remove_container().await,
             Action::Forget => {}
             Action::Wait(until) => self.wait(until).await,
@@ -253,6 +260,7 @@ impl Runner {
             exit = exited(&mut self.exit) => self.take_exit(exit),
             _ = health.changed() => {}
             _ = self.tables.changed() => {}
+            _ = self.values.changed() => {}
             () = timer => {}
         }
     }
@@ -266,6 +274,7 @@ impl Runner {
             return self.fail(error.to_string());
         }
         self.seen.sandbox = !uses_host;
+        self.seen.values = self.record.task.spec.container.deposits().next().is_some();
         match prepare::container(&self.node, &self.record).await {
             Ok(check) => {
                 self.seen.container = Container::Created;
@@ -401,6 +410,16 @@ impl Runner {
             }
             Err(error) => {
                 tracing::warn!(task = %self.record.task.id, %error, "cannot remove the sandbox yet");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    async fn free_values(&mut self) {
+        match deposits::free(&self.node, &self.record.container).await {
+            Ok(()) => self.seen.values = false,
+            Err(error) => {
+                tracing::warn!(task = %self.record.task.id, %error, "cannot take its secrets and configs away yet");
                 tokio::time::sleep(RETRY).await;
             }
         }

@@ -169,54 +169,6 @@ pub(crate) fn gateway(attachment: &Attachment, table: &NetworkTable) -> Option<I
     table.config.pools.iter().find(|pool| pool.subnet.contains(&address))?.gateway
 }
 
-/// Docker's placeholders in a service's environment, host name and mounts
-/// (`swarmkit/template/context.go`), filled in. Unknown ones stay as they are.
-pub(crate) fn expand(text: &str, task: &Task, node: &NodeId, node_name: &str) -> String {
-    let slot = task.slot.to_string();
-    let name = task.name();
-    let values: [(&str, &str); 7] = [
-        (".Service.ID", task.service.as_str()),
-        (".Service.Name", &task.service_name),
-        (".Node.ID", node.as_str()),
-        (".Node.Hostname", node_name),
-        (".Task.ID", task.id.as_str()),
-        (".Task.Name", &name),
-        (".Task.Slot", &slot),
-    ];
-    let mut expanded = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("{{") {
-        expanded += before;
-        let Some((key, tail)) = after.split_once("}}") else {
-            expanded += "{{";
-            rest = after;
-            continue;
-        };
-        match values.iter().find(|(known, _)| *known == key.trim()) {
-            Some((_, value)) => expanded += value,
-            None => expanded += &format!("{{{{{key}}}}}"),
-        }
-        rest = tail;
-    }
-    expanded + rest
-}
-
-/// The task with every placeholder filled in.
-pub(crate) fn expanded(task: &Task, node: &NodeId, node_name: &str) -> Task {
-    let mut expanded = task.clone();
-    let fill = |text: &mut String| *text = expand(text, task, node, node_name);
-    let container = &mut expanded.spec.container;
-    fill(&mut container.hostname);
-    container.env.iter_mut().for_each(fill);
-    for mount in &mut container.mounts {
-        fill(&mut mount.target);
-        if let shoal_model::MountKind::Bind { source } = &mut mount.kind {
-            fill(source);
-        }
-    }
-    expanded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,14 +232,5 @@ mod tests {
             host_hosts(&task.spec.container, "192.0.2.10 node"),
             "192.0.2.10 node\n1.2.3.4\tdb\tbackup\n"
         );
-    }
-
-    #[test]
-    fn placeholders_are_filled_in_and_strangers_left_alone() {
-        let task = testing::task("t1");
-        let filled = |text| expand(text, &task, &NodeId::new("n"), "host1");
-        assert_eq!(filled("{{.Service.Name}}-{{ .Task.Slot }}@{{.Node.Hostname}}"), "web-1@host1");
-        assert_eq!(filled("{{.Nobody}} {{ {{.Task.ID}}"), "{{.Nobody}} {{ {{.Task.ID}}");
-        assert_eq!(filled("plain"), "plain");
     }
 }

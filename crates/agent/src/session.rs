@@ -12,8 +12,8 @@ use futures::stream::BoxStream;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use shoal_model::{
-    GuestAnswer, IdGenerator, LogEntry, LogSelector, Network, NetworkId, NetworkTable, NodeDescription,
-    NodeId, NodeReport, TableDelta, TableVersion, Task, TaskId, TaskStatus,
+    DepositId, GuestAnswer, IdGenerator, LogEntry, LogSelector, Network, NetworkId, NetworkTable,
+    NodeDescription, NodeId, NodeReport, TableDelta, TableVersion, Task, TaskId, TaskStatus,
 };
 use shoal_protocol::identity::{BadCredentials, Credentials, NodeCertificate};
 use shoal_protocol::session::dispatcher_client::DispatcherClient;
@@ -29,6 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use crate::deposits::{Value, Values};
 use crate::guests::{Guests, Statement};
 use crate::link;
 use crate::logs::Subscriptions;
@@ -55,6 +56,8 @@ pub(crate) struct Assigned {
     pub complete: bool,
     pub put: Vec<Task>,
     pub remove: Vec<TaskId>,
+    /// With `complete` these are all.
+    pub values: Values,
 }
 
 /// The node, as far as a session knows it.
@@ -374,7 +377,8 @@ impl<H: Host> Session<H> {
         let tasks = assignments.put.iter().map(|payload| decode::<Task>(payload));
         let tasks = tasks.collect::<Result<Vec<_>, _>>()?;
         let remove = assignments.remove.iter().map(TaskId::new).collect();
-        self.node.obey(Assigned { complete: assignments.complete, put: tasks, remove });
+        let values = assignments.values.into_iter().map(told).collect();
+        self.node.obey(Assigned { complete: assignments.complete, put: tasks, remove, values });
         Ok(())
     }
 
@@ -422,6 +426,14 @@ impl<H: Host> Session<H> {
     async fn send(&mut self, message: Up) -> Result<(), Ended> {
         let frame = NodeMessage { message: Some(message) };
         self.outbox.send(frame).await.map_err(|_| Ended::Closed)
+    }
+}
+
+fn told(value: shoal_protocol::session::Value) -> (DepositId, Value) {
+    let id = DepositId::new(&value.deposit_id);
+    match value.gone {
+        true => (id, Value::Gone),
+        false => (id, Value::Known { bytes: value.value, templated: value.templated }),
     }
 }
 

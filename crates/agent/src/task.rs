@@ -69,6 +69,10 @@ pub(crate) struct Observed {
     pub sandbox: bool,
     /// The tables of all its networks are in force on this node.
     pub networks_ready: bool,
+    /// What its secrets and configs say is known.
+    pub values_known: bool,
+    /// They are on the node, as files for its container.
+    pub values: bool,
     /// `None` without a health check.
     pub health: Option<HealthStatus>,
     /// `docker stop` asks for it.
@@ -91,6 +95,8 @@ pub(crate) enum Action {
         grace: Duration,
     },
     FreeSandbox,
+    /// Take the files of its secrets and configs away.
+    FreeValues,
     RemoveContainer,
     /// Nothing is left of it: drop the record.
     Forget,
@@ -170,6 +176,9 @@ fn settle(record: &TaskRecord, seen: &Observed) -> Action {
     if seen.sandbox {
         return Action::FreeSandbox;
     }
+    if seen.values {
+        return Action::FreeValues;
+    }
     match seen.container {
         _ if record.assigned => Action::Wait(None),
         Container::Absent => Action::Forget,
@@ -179,7 +188,8 @@ fn settle(record: &TaskRecord, seen: &Observed) -> Action {
 
 fn prepare(record: &TaskRecord, seen: &Observed, now: Timestamp) -> Action {
     let prepared = seen.sandbox && seen.container == Container::Created;
-    let make = || if seen.networks_ready { Action::Prepare } else { Action::Wait(None) };
+    let ready = seen.networks_ready && seen.values_known;
+    let make = || if ready { Action::Prepare } else { Action::Wait(None) };
     match record.progress.status.state {
         TaskState::New | TaskState::Pending | TaskState::Assigned => {
             Action::Report(advance(record, TaskState::Accepted, "accepted", now))

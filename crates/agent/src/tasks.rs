@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
-use shoal_model::{ContainerId, IdGenerator, Task, TaskId, TaskStatus};
+use shoal_model::{ContainerId, DepositId, IdGenerator, Task, TaskId, TaskStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::lock;
 use crate::node::Node;
 use crate::runner::{Order, Runner, Snapshot};
 use crate::store::TaskRecord;
 use crate::task::{Container, Observed, Progress};
+use crate::{deposits, lock};
 
 struct Handle {
     orders: mpsc::UnboundedSender<Order>,
@@ -68,10 +68,13 @@ impl Tasks {
             assigned: true,
             task,
         };
+        let values = deposits::is_there(&node.config.run_dir, &record.container);
         let seen = Observed {
             container: stranger.map_or(Container::Absent, |container| crate::runner::found(&container.state)),
             sandbox: false,
             networks_ready: false,
+            values_known: false,
+            values,
             health: None,
             stop_request: None,
         };
@@ -112,6 +115,16 @@ impl Tasks {
 
     pub(crate) fn snapshots(&self) -> Vec<Snapshot> {
         lock(&self.handles).values().map(|handle| handle.shown.borrow().clone()).collect()
+    }
+
+    /// The secrets and configs that tasks name.
+    pub(crate) fn deposits(&self) -> BTreeSet<DepositId> {
+        let handles = lock(&self.handles);
+        let named = |handle: &Handle| -> Vec<DepositId> {
+            let record = &handle.shown.borrow().record;
+            record.task.spec.container.deposits().map(|reference| reference.deposit.clone()).collect()
+        };
+        handles.values().flat_map(named).collect()
     }
 
     /// The record of a task that is known.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use shoal_agent::ContainerEvent;
-use shoal_model::{Availability, Labels, NodeId, Service, Task, TaskState};
+use shoal_model::{Availability, Deposit, DepositKind, Labels, NodeId, Service, Task, TaskState};
 use shoal_store::State;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -165,6 +165,7 @@ fn differences(before: &State, after: &State, node: Option<&NodeId>, now: Timest
     networks(before, after, now, &mut told);
     services(before, after, now, &mut told);
     nodes(before, after, now, &mut told);
+    deposits(before, after, now, &mut told);
     if let Some(node) = node {
         containers(before, after, node, now, &mut told);
     }
@@ -248,6 +249,25 @@ fn nodes(before: &State, after: &State, now: Timestamp, told: &mut Vec<Event>) {
     for node in before.nodes().filter(|node| after.node(&node.id).is_none()) {
         let attributes = Labels::from([("name".to_owned(), node.description.hostname.clone())]);
         told.push(swarm("node", "remove", node.id.as_str(), attributes, now));
+    }
+}
+
+fn deposits(before: &State, after: &State, now: Timestamp, told: &mut Vec<Event>) {
+    for kind in [DepositKind::Secret, DepositKind::Config] {
+        let mut tell = |action: &str, deposit: &Deposit| {
+            let attributes = Labels::from([("name".to_owned(), deposit.spec.name.clone())]);
+            told.push(swarm(kind.as_str(), action, deposit.id.as_str(), attributes, now));
+        };
+        for deposit in after.deposits(kind) {
+            match before.deposit(&deposit.id) {
+                None => tell("create", deposit),
+                Some(old) if old.meta.version != deposit.meta.version => tell("update", deposit),
+                Some(_) => {}
+            }
+        }
+        for deposit in before.deposits(kind).filter(|deposit| after.deposit(&deposit.id).is_none()) {
+            tell("remove", deposit);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What users ask for: looked up, validated, given defaults, and put into a draft.
 
+mod deposit;
 mod find;
 mod guest;
 mod network;
@@ -14,6 +15,9 @@ use crate::draft::Draft;
 use crate::plan::behind;
 use crate::{Code, ControlError, Error};
 
+pub(crate) use deposit::{
+    create as create_deposit, open as open_deposit, remove as remove_deposit, update as update_deposit,
+};
 pub(crate) use find::find;
 pub(crate) use guest::state_guests;
 pub(crate) use network::{create as create_network, remove as remove_network};

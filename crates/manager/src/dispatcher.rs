@@ -106,6 +106,8 @@ pub(crate) struct Dispatcher {
     next_session: AtomicU64,
     /// What every node is to know of the cluster around it.
     surroundings: watch::Receiver<Surroundings>,
+    /// Opens what the store holds sealed.
+    key: Arc<ClusterKey>,
 }
 
 impl Dispatcher {
@@ -135,6 +137,7 @@ impl Dispatcher {
             refused: AtomicU64::new(0),
             next_session: AtomicU64::new(1),
             surroundings,
+            key: key.clone(),
         });
         let (config, tls) = watch::channel(None);
         let doors = listener::open(unix, tcp, tls, &shared.stop);

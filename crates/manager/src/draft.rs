@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use shoal_model::{Claim, Object, ObjectKey, claims};
+use shoal_model::{Claim, Object, ObjectKey, ServiceSpec, claims};
 use shoal_store::{Expect, State, Write};
 
 /// A planner's copy of the state: later steps of a plan see what earlier ones changed.
@@ -84,8 +84,8 @@ impl Draft {
 /// is expected unclaimed. So uniqueness holds whatever the planning code does.
 ///
 /// Subnets that overlap without being equal are no matter of one key: a commit that claims a subnet
-/// expects that no other was claimed after `state`. Likewise a network that goes expects no service
-/// that came after it.
+/// expects that no other was claimed after `state`. Likewise a network, a secret or a config that
+/// goes expects no service that came after it.
 pub fn commit_of(changes: &[Change], state: &State) -> Result<(Vec<Expect>, Vec<Write>), ClaimedTwice> {
     let mut expect = Vec::new();
     let mut writes = Vec::new();
@@ -137,19 +137,26 @@ const SERVICES: &str = "object/service/";
 /// What must be there, or must not have come, for a change to make sense.
 fn references(change: &Change, state: &State) -> Vec<Expect> {
     match (&change.key, &change.old, &change.new) {
-        (ObjectKey::Network(_), Some(_), None) => {
+        (ObjectKey::Network(_) | ObjectKey::Deposit(_), Some(_), None) => {
             vec![Expect::NoneNewer(SERVICES.to_owned(), state.revision())]
         }
         (_, old, Some(Object::Service(service))) => {
             let before = match old {
-                Some(Object::Service(before)) => before.spec.task.networks.as_slice(),
-                _ => &[],
+                Some(Object::Service(before)) => named(&before.spec),
+                _ => BTreeSet::new(),
             };
-            let joined = service.spec.task.networks.iter().filter(|target| !before.contains(target));
-            joined.map(|target| Expect::Exists(ObjectKey::Network(target.network.clone()).path())).collect()
+            let new = named(&service.spec).into_iter().filter(|key| !before.contains(key));
+            new.map(|key| Expect::Exists(key.path())).collect()
         }
         _ => Vec::new(),
     }
+}
+
+/// What a declaration names and cannot do without.
+fn named(spec: &ServiceSpec) -> BTreeSet<ObjectKey> {
+    let networks = spec.task.networks.iter().map(|target| ObjectKey::Network(target.network.clone()));
+    let deposits = spec.task.container.deposits();
+    networks.chain(deposits.map(|reference| ObjectKey::Deposit(reference.deposit.clone()))).collect()
 }
 
 fn version(object: &Object) -> u64 {
@@ -160,5 +167,6 @@ fn version(object: &Object) -> u64 {
         Object::Service(service) => service.meta.version,
         Object::Task(task) => task.meta.version,
         Object::Guest(guest) => guest.meta.version,
+        Object::Deposit(deposit) => deposit.meta.version,
     }
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use futures::Stream;
 use jiff::Timestamp;
 use shoal_model::{
-    Availability, ClusterReport, ClusterSpec, LogEntry, LogSelector, Network, NetworkId, NetworkSpec, Node,
-    NodeDescription, NodeId, NodeSpec, Service, ServiceId, ServiceSpec, Task, TaskId,
+    Availability, ClusterReport, ClusterSpec, Deposit, DepositId, DepositKind, DepositSpec, LogEntry,
+    LogSelector, Network, NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, Service,
+    ServiceId, ServiceSpec, Task, TaskId,
 };
 use shoal_store::{Embedded, State, Store};
 use tokio::sync::watch;
@@ -231,6 +232,45 @@ impl Manager {
         }
     }
 
+    // === secrets and configs ===
+
+    /// Keeps a value for tasks.
+    pub async fn create_deposit(&self, spec: DepositSpec, value: &[u8]) -> Result<DepositId, ControlError> {
+        self.shared
+            .transact(|draft, now, ids| {
+                control::create_deposit(draft, now, ids, spec.clone(), value, &self.key)
+            })
+            .await
+    }
+
+    /// Changes the labels of a secret or config whose record is at `version`; nothing else of it can be changed.
+    pub async fn update_deposit(
+        &self,
+        id: &DepositId,
+        version: u64,
+        spec: DepositSpec,
+        value: Option<&[u8]>,
+    ) -> Result<(), ControlError> {
+        self.shared
+            .transact(|draft, _, _| {
+                control::update_deposit(draft, id, version, spec.clone(), value, &self.key)
+            })
+            .await
+    }
+
+    /// Removes a secret or config that no service names. Tasks that have its value keep it.
+    pub async fn remove_deposit(&self, kind: DepositKind, id: &DepositId) -> Result<(), ControlError> {
+        self.shared.transact(|draft, _, _| control::remove_deposit(draft, kind, id)).await
+    }
+
+    /// What a config says; a secret's value is for its tasks alone.
+    pub fn config_value(&self, config: &Deposit) -> Result<Vec<u8>, ControlError> {
+        if config.spec.kind != DepositKind::Config {
+            return Err(ControlError::new(Code::PermissionDenied, "the value of a secret is not told"));
+        }
+        control::open_deposit(config, &self.key).map_err(|error| Error::Ca(error).into())
+    }
+
     // === nodes and cluster ===
 
     pub async fn update_node(&self, id: &NodeId, version: u64, spec: NodeSpec) -> Result<(), ControlError> {
@@ -267,6 +307,11 @@ impl Manager {
     pub fn find_network(&self, term: &str) -> Result<Arc<Network>, ControlError> {
         let state = self.state();
         control::find("network", term, state.networks(), |it| it.id.as_str(), |it| &it.spec.name)
+    }
+
+    pub fn find_deposit(&self, kind: DepositKind, term: &str) -> Result<Arc<Deposit>, ControlError> {
+        let state = self.state();
+        control::find(kind.as_str(), term, state.deposits(kind), |it| it.id.as_str(), |it| &it.spec.name)
     }
 
     /// A node's name is its host name.

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::{NetworkId, Object, Protocol, PublishMode};
+use crate::{DepositKind, NetworkId, Object, Protocol, PublishMode};
 
 /// Something only one object may hold.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,6 +12,7 @@ pub enum Claim {
     /// Names are compared in lower case, as SwarmKit indexes them.
     ServiceName(String),
     NetworkName(String),
+    DepositName(DepositKind, String),
     /// An ingress port.
     Port(Protocol, u16),
     Address(NetworkId, IpAddr),
@@ -25,6 +26,7 @@ impl fmt::Display for Claim {
         match self {
             Self::ServiceName(name) => write!(f, "claim/name/service/{name}"),
             Self::NetworkName(name) => write!(f, "claim/name/network/{name}"),
+            Self::DepositName(kind, name) => write!(f, "claim/name/{kind}/{name}"),
             Self::Port(protocol, port) => write!(f, "claim/port/{}/{port}", protocol.as_str()),
             Self::Address(network, address) => write!(f, "claim/addr/{network}/{address}"),
             Self::Subnet(subnet) => write!(f, "claim/subnet/{subnet}"),
@@ -71,6 +73,9 @@ pub fn claims(object: &Object) -> Vec<Claim> {
         }
         Object::Task(task) if task.released => Vec::new(),
         Object::Task(task) => task.attachments.iter().flat_map(attachment_claims).collect(),
+        Object::Deposit(deposit) => {
+            vec![Claim::DepositName(deposit.spec.kind, deposit.spec.name.to_lowercase())]
+        }
         Object::Guest(guest) => {
             guest.attachments.iter().chain(&guest.leaving).flat_map(attachment_claims).collect()
         }

@@ -73,6 +73,10 @@ typed_id!(
     NetworkId
 );
 typed_id!(
+    /// A secret or a config.
+    DepositId
+);
+typed_id!(
     /// A container as the runtime and Docker's clients know it: 64 hexadecimal characters.
     ContainerId
 );

@@ -8,6 +8,7 @@
 mod address;
 mod authority;
 mod claim;
+mod deposit;
 mod guest;
 mod id;
 mod log;
@@ -22,8 +23,11 @@ mod verify;
 pub use address::{MacAddr, ParseMacError};
 pub use authority::{Authority, CertificateInfo, RootCertificate, Sealed};
 pub use claim::{Claim, claims};
+pub use deposit::{Deposit, DepositFile, DepositKind, DepositReference, DepositSpec, SECRETS_DIR};
 pub use guest::{Guest, GuestAnswer, GuestRequest, PlaceAnswer, PlaceRequest, Refusal, RefusalReason};
-pub use id::{ClusterId, ContainerId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId};
+pub use id::{
+    ClusterId, ContainerId, DepositId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId,
+};
 pub use log::{LogEntry, LogSelector, LogSource};
 pub use name::invent_name;
 pub use object::{

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AddressPool, Authority, CertificateInfo, ClusterId, ClusterSpec, ContainerId, Guest, Labels, MacAddr,
-    NetworkId, NetworkSpec, NodeId, NodeSpec, Place, PortConfig, ServiceId, ServiceSpec, TableVersion,
-    TaskId, TaskSpec, TaskState, TaskStatus, UpdateStatus,
+    AddressPool, Authority, CertificateInfo, ClusterId, ClusterSpec, ContainerId, Deposit, DepositId, Guest,
+    Labels, MacAddr, NetworkId, NetworkSpec, NodeId, NodeSpec, Place, PortConfig, ServiceId, ServiceSpec,
+    TableVersion, TaskId, TaskSpec, TaskState, TaskStatus, UpdateStatus,
 };
 
 /// What every stored object carries.
@@ -346,6 +346,7 @@ pub enum Object {
     Service(Service),
     Task(Task),
     Guest(Guest),
+    Deposit(Deposit),
 }
 
 /// Names one stored object.
@@ -357,6 +358,7 @@ pub enum ObjectKey {
     Service(ServiceId),
     Task(TaskId),
     Guest(ContainerId),
+    Deposit(DepositId),
 }
 
 impl Object {
@@ -368,6 +370,7 @@ impl Object {
             Self::Service(service) => ObjectKey::Service(service.id.clone()),
             Self::Task(task) => ObjectKey::Task(task.id.clone()),
             Self::Guest(guest) => ObjectKey::Guest(guest.id.clone()),
+            Self::Deposit(deposit) => ObjectKey::Deposit(deposit.id.clone()),
         }
     }
 
@@ -379,6 +382,7 @@ impl Object {
             Self::Service(service) => &mut service.meta,
             Self::Task(task) => &mut task.meta,
             Self::Guest(guest) => &mut guest.meta,
+            Self::Deposit(deposit) => &mut deposit.meta,
         }
     }
 }
@@ -393,6 +397,7 @@ impl ObjectKey {
             Self::Service(id) => format!("object/service/{id}"),
             Self::Task(id) => format!("object/task/{id}"),
             Self::Guest(id) => format!("object/guest/{id}"),
+            Self::Deposit(id) => format!("object/deposit/{id}"),
         }
     }
 
@@ -406,6 +411,7 @@ impl ObjectKey {
             Some(("service", id)) => Self::Service(id.into()),
             Some(("task", id)) => Self::Task(id.into()),
             Some(("guest", id)) => Self::Guest(id.into()),
+            Some(("deposit", id)) => Self::Deposit(id.into()),
             _ => return None,
         })
     }

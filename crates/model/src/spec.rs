@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::NetworkId;
+use crate::{DepositReference, NetworkId};
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -131,6 +131,15 @@ pub struct ContainerSpec {
     pub capability_add: Vec<String>,
     pub capability_drop: Vec<String>,
     pub ulimits: Vec<Ulimit>,
+    pub secrets: Vec<DepositReference>,
+    pub configs: Vec<DepositReference>,
+}
+
+impl ContainerSpec {
+    /// Secrets and configs that the container finds as files.
+    pub fn deposits(&self) -> impl Iterator<Item = &DepositReference> {
+        self.secrets.iter().chain(&self.configs)
+    }
 }
 
 /// SwarmKit's default for `stop_grace_period`.

@@ -77,6 +77,16 @@ impl From<session::Version> for TableVersion {
     }
 }
 
+/// Without what is to be kept secret.
+impl std::fmt::Debug for session::Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Value")
+            .field("deposit_id", &self.deposit_id)
+            .field("gone", &self.gone)
+            .finish_non_exhaustive()
+    }
+}
+
 impl session::TableAck {
     pub fn new(network: &NetworkId, version: TableVersion) -> Self {
         Self { network_id: network.to_string(), version: Some(version.into()) }

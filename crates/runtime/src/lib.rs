@@ -18,7 +18,9 @@ mod rootfs;
 mod runtime;
 mod spec;
 
-pub use container::{Container, ContainerConfig, ContainerInput, ContainerOutput, ContainerState, Exit};
+pub use container::{
+    Container, ContainerConfig, ContainerInput, ContainerOutput, ContainerState, Exit, Provided,
+};
 pub use error::{Error, Result};
 pub use exec::{Exec, ExecConfig, ExecHandle, ExecInput, ExecOutput, ProbeResult};
 pub use image::{History, Image, ImageConfig, ImageDeletion, ImportOptions};

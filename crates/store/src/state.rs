@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync as Map;
 use shoal_model::{
-    Attachment, Cluster, ContainerId, Guest, Network, NetworkId, Node, NodeId, Object, ObjectKey, Service,
-    ServiceId, Task, TaskId,
+    Attachment, Cluster, ContainerId, Deposit, DepositId, DepositKind, Guest, Network, NetworkId, Node,
+    NodeId, Object, ObjectKey, Service, ServiceId, Task, TaskId,
 };
 
 use crate::{Event, Record};
@@ -22,6 +22,7 @@ pub struct State {
     services: Map<ServiceId, Arc<Service>>,
     tasks: Map<TaskId, Arc<Task>>,
     guests: Map<ContainerId, Arc<Guest>>,
+    deposits: Map<DepositId, Arc<Deposit>>,
     by_service: Map<ServiceId, Map<TaskId, Arc<Task>>>,
     by_node: Map<NodeId, Map<TaskId, Arc<Task>>>,
     by_network: Map<NetworkId, Map<TaskId, Arc<Task>>>,
@@ -152,6 +153,7 @@ impl State {
                 }
                 self.guests.insert_mut(guest.id.clone(), guest);
             }
+            Object::Deposit(deposit) => self.deposits.insert_mut(deposit.id.clone(), Arc::new(deposit)),
         }
     }
 
@@ -173,6 +175,9 @@ impl State {
             }
             ObjectKey::Guest(id) => {
                 self.guests.remove_mut(id);
+            }
+            ObjectKey::Deposit(id) => {
+                self.deposits.remove_mut(id);
             }
         }
     }
@@ -220,6 +225,8 @@ impl State {
                     delete(&mut self.guests_by_network, &attachment.network, id);
                 }
             }
+            // No table has anything of it.
+            ObjectKey::Deposit(_) => {}
         }
     }
 
@@ -375,6 +382,15 @@ impl State {
         self.guests_by_network.get(network).into_iter().flat_map(Map::values)
     }
 
+    pub fn deposit(&self, id: &DepositId) -> Option<&Arc<Deposit>> {
+        self.deposits.get(id)
+    }
+
+    /// All secrets, or all configs.
+    pub fn deposits(&self, kind: DepositKind) -> impl Iterator<Item = &Arc<Deposit>> {
+        self.deposits.values().filter(move |deposit| deposit.spec.kind == kind)
+    }
+
     /// The services whose tasks join a network or that have an address on it, those that are being
     /// removed included.
     pub fn network_services(&self, network: &NetworkId) -> impl Iterator<Item = &Arc<Service>> {
@@ -390,6 +406,7 @@ impl State {
             ObjectKey::Service(id) => Object::Service(Service::clone(self.services.get(id)?)),
             ObjectKey::Task(id) => Object::Task(Task::clone(self.tasks.get(id)?)),
             ObjectKey::Guest(id) => Object::Guest(Guest::clone(self.guests.get(id)?)),
+            ObjectKey::Deposit(id) => Object::Deposit(Deposit::clone(self.deposits.get(id)?)),
         })
     }
 }

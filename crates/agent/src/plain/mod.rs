@@ -220,6 +220,7 @@ fn config(node: &Node, record: &PlainRecord) -> ContainerConfig {
         resolv_conf: String::new(),
         hosts: String::new(),
         log_options: spec.log_options.clone(),
+        provided: Vec::new(),
         note: record.note(),
         spec: container,
     }

@@ -228,10 +228,20 @@ async fn assignments_reach_the_node_and_a_new_session_repeats_everything() {
     first.welcome().await;
     let task = testing::task("t9");
     let put = vec![encode(&task)];
-    first.send(Down::Assignments(Assignments { complete: true, put, remove: vec!["t3".to_owned()] })).await;
+    first
+        .send(Down::Assignments(Assignments {
+            complete: true,
+            put,
+            remove: vec!["t3".to_owned()],
+            ..Assignments::default()
+        }))
+        .await;
     until("the assignment is obeyed", || !lock(&stage.node.obeyed).is_empty()).await;
     let obeyed = lock(&stage.node.obeyed).remove(0);
-    assert_eq!(obeyed, Assigned { complete: true, put: vec![task], remove: vec![TaskId::new("t3")] });
+    assert_eq!(
+        obeyed,
+        Assigned { complete: true, put: vec![task], remove: vec![TaskId::new("t3")], ..Assigned::default() }
+    );
 
     // The manager goes away; the node comes back by itself and says everything again.
     drop(first);

@@ -14,6 +14,8 @@ fn nothing() -> Observed {
         container: Container::Absent,
         sandbox: false,
         networks_ready: true,
+        values_known: true,
+        values: false,
         health: None,
         stop_request: None,
     }
@@ -60,6 +62,8 @@ impl Pretended {
             }
             Action::Prepare => {
                 assert!(self.seen.networks_ready, "prepared before the tables are in force");
+                assert!(self.seen.values_known, "prepared before its secrets and configs are known");
+                self.seen.values = true;
                 self.seen.sandbox = true;
                 self.seen.container = Container::Created;
             }
@@ -73,6 +77,7 @@ impl Pretended {
                 self.seen.container = Container::Exited { code: self.exit_code };
             }
             Action::FreeSandbox => self.seen.sandbox = false,
+            Action::FreeValues => self.seen.values = false,
             Action::RemoveContainer => self.seen.container = Container::Absent,
             Action::Forget | Action::Wait(_) => unreachable!(),
         }
@@ -115,6 +120,18 @@ fn nothing_is_made_before_the_networks_are_in_force() {
     node.seen.networks_ready = true;
     node.settle();
     assert_eq!(node.record.progress.status.state, TaskState::Running);
+}
+
+#[test]
+fn nothing_is_made_before_the_values_of_secrets_and_configs_are_known() {
+    let mut node = Pretended::new(record(), Observed { values_known: false, ..nothing() });
+    node.settle();
+    assert_eq!(node.record.progress.status.state, TaskState::Preparing);
+    node.seen.values_known = true;
+    node.settle();
+    assert_eq!(node.record.progress.status.state, TaskState::Running);
+    node.seen.values_known = false;
+    assert_eq!(node.settle(), [Action::Wait(None)], "what runs has its own");
 }
 
 #[test]
@@ -273,6 +290,7 @@ enum Event {
     StopRequest,
     Tick,
     Tables(bool),
+    Values(bool),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -286,6 +304,7 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Event::StopRequest),
         Just(Event::Tick),
         any::<bool>().prop_map(Event::Tables),
+        any::<bool>().prop_map(Event::Values),
     ]
 }
 
@@ -316,11 +335,12 @@ proptest! {
                 Event::StopRequest => node.seen.stop_request = Some(StopCause::Requested { grace: None }),
                 Event::Tick => node.now += DRAIN_ORDER_BOUND,
                 Event::Tables(ready) => node.seen.networks_ready = ready,
+                Event::Values(known) => node.seen.values_known = known,
                 Event::Exit(_) | Event::Reboot | Event::Health(_) => {}
             }
             node.settle();
             if node.record.progress.status.state.is_terminal() {
-                prop_assert!(!node.seen.sandbox);
+                prop_assert!(!node.seen.sandbox && !node.seen.values);
             }
         }
         node.record.assigned = false;

@@ -61,6 +61,8 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
             capability_add: host.cap_add.unwrap_or_default(),
             capability_drop: host.cap_drop.unwrap_or_default(),
             ulimits: host.ulimits.unwrap_or_default().into_iter().map(ulimit).collect(),
+            secrets: Vec::new(),
+            configs: Vec::new(),
         },
         network,
         places,

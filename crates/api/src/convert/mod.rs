@@ -2,6 +2,7 @@
 
 pub(crate) mod container;
 pub(crate) mod create;
+pub(crate) mod deposit;
 pub(crate) mod identity;
 pub(crate) mod image;
 pub(crate) mod network;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use shoal_model as model;
 use shoal_model::{MountKind, NetworkId};
 
+use super::deposit::{config_in, secret_in};
 use super::duration;
 use crate::error::{ApiError, Result};
 use crate::wire::service as wire;
@@ -88,8 +89,6 @@ fn task(spec: wire::TaskSpec, network: FindNetwork<'_>) -> Result<model::TaskSpe
 }
 
 fn container(spec: wire::ContainerSpec) -> Result<model::ContainerSpec> {
-    spec.secrets.refuse("secrets are")?;
-    spec.configs.refuse("configs are")?;
     spec.privileges.refuse("privileges (credential spec, SELinux context, no-new-privileges) are")?;
     spec.oom_score_adj.refuse("OomScoreAdj is")?;
     match spec.isolation.as_deref() {
@@ -125,6 +124,8 @@ fn container(spec: wire::ContainerSpec) -> Result<model::ContainerSpec> {
         capability_add: spec.capability_add.unwrap_or_default(),
         capability_drop: spec.capability_drop.unwrap_or_default(),
         ulimits: spec.ulimits.unwrap_or_default().into_iter().map(ulimit).collect(),
+        secrets: spec.secrets.unwrap_or_default().into_iter().map(secret_in).collect::<Result<_>>()?,
+        configs: spec.configs.unwrap_or_default().into_iter().map(config_in).collect::<Result<_>>()?,
     })
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use shoal_model as model;
 use shoal_model::{MountKind, TaskState};
 
+use super::deposit::{config_out, secret_out};
 use super::{nanos, some, time};
 use crate::wire::Version;
 use crate::wire::service as wire;
@@ -169,6 +170,8 @@ fn container(spec: &model::ContainerSpec, defaults: Defaults) -> wire::Container
         capability_add: some(spec.capability_add.clone()),
         capability_drop: some(spec.capability_drop.clone()),
         ulimits: some(spec.ulimits.iter().map(ulimit).collect()),
+        secrets: some(spec.secrets.iter().map(secret_out).collect()),
+        configs: some(spec.configs.iter().map(config_out).collect()),
         ..wire::ContainerSpec::default()
     }
 }

@@ -1,7 +1,7 @@
 //! What this engine does not have: said plainly, or shown as empty where clients look in passing.
 
 use axum::Router;
-use axum::extract::{FromRef, Request, State};
+use axum::extract::{FromRef, Request};
 use axum::response::Response;
 use axum::routing::{any, delete, get, post};
 use serde_json::json;
@@ -21,14 +21,6 @@ where
         .route("/volumes/create", post(async || refuse("volumes are")))
         .route("/volumes/prune", post(async || refuse("volumes are")))
         .route("/volumes/{name}", get(no_volume).delete(no_volume))
-        .route("/secrets", get(nothing))
-        .route("/secrets/create", post(async || refuse("secrets are")))
-        .route("/secrets/{name}", get(no_secret).delete(no_secret))
-        .route("/secrets/{name}/update", post(no_secret))
-        .route("/configs", get(nothing))
-        .route("/configs/create", post(async || refuse("configs are")))
-        .route("/configs/{name}", get(no_config).delete(no_config))
-        .route("/configs/{name}/update", post(no_config))
         .route("/plugins", get(async || body::ok(&json!([]))))
         .route("/plugins/pull", post(async || refuse("plugins are")))
         .route("/plugins/privileges", get(async || refuse("plugins are")))
@@ -56,24 +48,8 @@ fn refuse(what: &str) -> Result<Response> {
     Err(ApiError::unsupported(what))
 }
 
-/// Secrets and configs belong to a cluster: without one, Docker's refusal.
-async fn nothing(State(cluster): State<ClusterSide>) -> Result<Response> {
-    cluster.manager()?;
-    Ok(body::ok(&json!([])))
-}
-
 async fn no_volume(Name(name): Name) -> ApiError {
     ApiError::not_found(format!("get {name}: no such volume"))
-}
-
-async fn no_secret(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<Response> {
-    cluster.manager()?;
-    Err(ApiError::not_found(format!("secret {name} not found")))
-}
-
-async fn no_config(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<Response> {
-    cluster.manager()?;
-    Err(ApiError::not_found(format!("config {name} not found")))
 }
 
 async fn no_plugin(Name(name): Name) -> ApiError {

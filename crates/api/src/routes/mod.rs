@@ -2,6 +2,7 @@
 
 mod absent;
 mod containers;
+mod deposits;
 mod distribution;
 mod execs;
 mod images;
@@ -52,6 +53,7 @@ where
         .merge(networks::routes())
         .merge(services::routes())
         .merge(tasks::routes())
+        .merge(deposits::routes())
         .merge(absent::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)

@@ -334,3 +334,31 @@ async fn tasks_are_listed_by_what_they_belong_to() {
     );
     world.end().await;
 }
+
+#[tokio::test]
+async fn secrets_and_configs_are_answered_as_by_docker() {
+    let world = World::new().await;
+    for kind in ["secret", "config"] {
+        let declared = json!({"Name": "one", "Labels": {}, "Data": "dm0K"});
+        let make = format!("/{kind}s/create");
+        let (status, made) = world.ask(Method::POST, &make, Some(declared.clone())).await;
+        assert_eq!((status.as_u16(), made.as_object().unwrap().len()), (201, 1), "{made}");
+        let shown = world.get(&format!("/{kind}s")).await;
+        assert_eq!(shown, json!([world.get(&format!("/{kind}s/one")).await]));
+        let expect = match kind {
+            "secret" => json!({"Name": "one", "Labels": {}}),
+            _ => declared.clone(),
+        };
+        assert_eq!((&shown[0]["ID"], &shown[0]["Spec"]), (&made["ID"], &expect));
+        let taken = format!("rpc error: code = AlreadyExists desc = {kind} one already exists");
+        assert_eq!(world.refused(Method::POST, &make, Some(declared)).await, (409, taken));
+        let large = json!({"Name": "large", "Data": "AAAA".repeat(350_000)});
+        let (status, message) = world.refused(Method::POST, &make, Some(large)).await;
+        assert!(status == 400 && message.contains("data must be larger than 0 and less than"), "{message}");
+        assert_eq!(world.ask(Method::DELETE, &format!("/{kind}s/one"), None).await.0, 204);
+        let gone = world.refused(Method::GET, &format!("/{kind}s/one"), None).await;
+        assert_eq!(gone, (404, format!("{kind} one not found")));
+        assert_eq!(world.get(&format!("/{kind}s")).await, json!([]));
+    }
+    world.end().await;
+}

@@ -106,6 +106,24 @@ fn a_host_port_stays_one() {
 }
 
 #[test]
+fn secrets_and_configs_of_a_service_come_back_as_they_were_declared() {
+    let mut spec = value(golden!("vip-service.request.json"));
+    let file = |name: &str| json!({"Name": name, "UID": "7", "GID": "0", "Mode": 292});
+    let container = &mut spec["TaskTemplate"]["ContainerSpec"];
+    container["Secrets"] = json!([{"File": file("sec1"), "SecretID": "abc", "SecretName": "sec1"}]);
+    container["Configs"] = json!([{"File": file("/cfg"), "ConfigID": "def", "ConfigName": "cfg1"}]);
+    let read = read(&spec.to_string()).unwrap();
+    assert_eq!(read.task.container.configs[0].file.mode, 0o444);
+    let shown = show(&read, Defaults::Omit);
+    for key in ["Secrets", "Configs"] {
+        assert_eq!(
+            shown["TaskTemplate"]["ContainerSpec"][key], spec["TaskTemplate"]["ContainerSpec"][key],
+            "{key}"
+        );
+    }
+}
+
+#[test]
 fn a_global_service_stays_one() {
     let mut spec = value(golden!("vip-service.request.json"));
     spec["Mode"] = json!({"Global": {}});
@@ -161,10 +179,9 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         }
     };
     let yet = |what: &str| (501, format!("{what} not supported by shoal yet"));
-    let secret = json!([{"SecretID": "x", "SecretName": "y"}]);
-    assert_eq!(refusal(template(&["ContainerSpec", "Secrets"], secret)), yet("secrets are"));
-    let config = json!([{"ConfigID": "x"}]);
-    assert_eq!(refusal(template(&["ContainerSpec", "Configs"], config)), yet("configs are"));
+    let config = json!([{"ConfigID": "x", "Runtime": {}}]);
+    let refused = refusal(template(&["ContainerSpec", "Configs"], config));
+    assert_eq!(refused, yet("configs for the runtime (credential specs) are"));
     let volume = json!([{"Type": "volume", "Source": "v", "Target": "/v"}]);
     assert_eq!(refusal(template(&["ContainerSpec", "Mounts"], volume)), yet("volumes (mount at /v) are"));
     let generic = json!([{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}]);

@@ -45,6 +45,7 @@ fn view(golden: &Value) -> ContainerView {
                 resolv_conf: String::new(),
                 hosts: String::new(),
                 log_options: model::Labels::new(),
+                provided: Vec::new(),
                 note: String::new(),
             },
             created: text(&golden["Created"]).parse().unwrap(),

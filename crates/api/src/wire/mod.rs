@@ -6,6 +6,7 @@
 
 pub(crate) mod container;
 pub(crate) mod create;
+pub(crate) mod deposit;
 pub(crate) mod image;
 pub(crate) mod network;
 pub(crate) mod node;

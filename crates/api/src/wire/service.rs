@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::deposit::{ConfigReference, SecretReference};
 use super::{Unsupported, Version};
 
 pub(crate) type Map = BTreeMap<String, String>;
@@ -124,10 +125,10 @@ pub(crate) struct ContainerSpec {
     pub(crate) hosts: Option<Vec<String>>,
     #[serde(rename = "DNSConfig", skip_serializing_if = "Option::is_none")]
     pub(crate) dns_config: Option<DnsConfig>,
-    #[serde(skip_serializing)]
-    pub(crate) secrets: Unsupported,
-    #[serde(skip_serializing)]
-    pub(crate) configs: Unsupported,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secrets: Option<Vec<SecretReference>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) configs: Option<Vec<ConfigReference>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) isolation: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -40,7 +40,7 @@ pub enum CaError {
     #[error("cluster key {0} is damaged")]
     DamagedKey(std::path::PathBuf),
     #[error("the cluster key does not open the cluster's {0}: it belongs to another cluster, or is damaged")]
-    Unsealed(&'static str),
+    Unsealed(String),
     #[error("cannot seal a secret")]
     Seal,
     #[error("certificate: {0}")]
@@ -122,12 +122,12 @@ fn limit(params: &mut CertificateParams, now: Timestamp, life: Duration) {
 impl Ca {
     pub(crate) fn open(authority: &Authority, key: &ClusterKey) -> Result<Self, CaError> {
         let signing = key.open(SIGNING_KEY, &authority.key)?;
-        let signing = String::from_utf8(signing).map_err(|_| CaError::Unsealed(SIGNING_KEY))?;
+        let signing = String::from_utf8(signing).map_err(|_| CaError::Unsealed(SIGNING_KEY.to_owned()))?;
         let root = certificates(&authority.root.pem)?;
-        let root = root.first().ok_or(CaError::Unsealed(SIGNING_KEY))?;
-        let secret = |purpose, sealed| {
+        let root = root.first().ok_or(CaError::Unsealed(SIGNING_KEY.to_owned()))?;
+        let secret = |purpose: &str, sealed| {
             let bytes = key.open(purpose, sealed)?;
-            bytes.try_into().map(Secret::new).map_err(|_| CaError::Unsealed(purpose))
+            bytes.try_into().map(Secret::new).map_err(|_| CaError::Unsealed(purpose.to_owned()))
         };
         Ok(Self {
             digest: RootDigest::of(root),

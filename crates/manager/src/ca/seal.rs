@@ -48,7 +48,7 @@ impl ClusterKey {
     }
 
     /// Seals something so that it opens for the same purpose only.
-    pub(crate) fn seal(&self, purpose: &'static str, plain: &[u8]) -> Result<Sealed, CaError> {
+    pub(crate) fn seal(&self, purpose: &str, plain: &[u8]) -> Result<Sealed, CaError> {
         let mut sealed = plain.to_vec();
         let nonce = self
             .0
@@ -57,8 +57,8 @@ impl ClusterKey {
         Ok(Sealed(BASE64.encode([nonce.as_ref().as_slice(), &sealed].concat())))
     }
 
-    pub(crate) fn open(&self, purpose: &'static str, sealed: &Sealed) -> Result<Vec<u8>, CaError> {
-        let failed = || CaError::Unsealed(purpose);
+    pub(crate) fn open(&self, purpose: &str, sealed: &Sealed) -> Result<Vec<u8>, CaError> {
+        let failed = || CaError::Unsealed(purpose.to_owned());
         let bytes = BASE64.decode(&sealed.0).map_err(|_| failed())?;
         let (nonce, rest) = bytes.split_at_checked(NONCE_LEN).ok_or_else(failed)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| failed())?;

@@ -10,6 +10,7 @@ use shoal_model::{
 };
 use shoal_store::State;
 
+use super::deposit::check_references;
 use super::{Created, in_sequence};
 use crate::draft::Draft;
 use crate::plan::{Addresses, Constraint, Now, Preference, allocate_service};
@@ -144,6 +145,7 @@ fn check(state: &State, spec: &ServiceSpec) -> Result<(), ControlError> {
     Constraint::parse_all(&task.placement.constraints)
         .map_err(|text| ControlError::new(Code::Internal, text))?;
     Preference::parse_all(&task.placement.spread).map_err(ControlError::invalid)?;
+    check_references(state, &task.container)?;
     let mut joined = BTreeSet::new();
     for target in &task.networks {
         let id = &target.network;

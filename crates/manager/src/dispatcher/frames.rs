@@ -4,12 +4,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_model::{Network, NetworkId, TableVersion, TaskId};
+use bytes::Bytes;
+use shoal_model::{Deposit, DepositId, Network, NetworkId, TableVersion, TaskId};
 use shoal_protocol::encode;
 use shoal_protocol::session::manager_message::Message;
-use shoal_protocol::session::{Assignments, Catalogue, ManagerMessage};
+use shoal_protocol::session::{Assignments, Catalogue, ManagerMessage, Value};
 
 use super::hub::{AssignedTask, NodeView};
+
+/// Tells the value of a deposit; `None`: it cannot be opened.
+pub(crate) type Open<'a> = dyn Fn(&Deposit) -> Option<Bytes> + 'a;
 
 /// What a session has sent.
 #[derive(Debug, Default)]
@@ -17,6 +21,8 @@ pub(crate) struct Sent {
     tables: BTreeMap<NetworkId, TableVersion>,
     /// `None` until the first, complete assignments went out.
     tasks: Option<BTreeMap<TaskId, Arc<AssignedTask>>>,
+    /// The deposits whose values, or whose absence, the node knows.
+    deposits: BTreeMap<DepositId, bool>,
     /// `None` until the first one went out.
     catalogue: Option<Arc<Vec<Arc<Network>>>>,
 }
@@ -24,7 +30,7 @@ pub(crate) struct Sent {
 impl Sent {
     /// A node that holds these tables already.
     pub(crate) fn holding(tables: BTreeMap<NetworkId, TableVersion>) -> Self {
-        Self { tables, tasks: None, catalogue: None }
+        Self { tables, ..Self::default() }
     }
 
     /// The node cannot use a delta: its next table is a snapshot.
@@ -33,10 +39,11 @@ impl Sent {
     }
 
     /// Tables first, then the assignments that need them, then the tables nothing needs any more.
-    pub(crate) fn frames(&mut self, view: &NodeView) -> Vec<ManagerMessage> {
+    /// `open` tells a deposit's value.
+    pub(crate) fn frames(&mut self, view: &NodeView, open: &Open<'_>) -> Vec<ManagerMessage> {
         let mut frames = Vec::new();
         self.table_frames(view, &mut frames);
-        frames.extend(self.assignment_frame(view));
+        frames.extend(self.assignment_frame(view, open));
         frames.extend(self.catalogue_frame(view));
         let unneeded: Vec<NetworkId> =
             self.tables.keys().filter(|network| !view.tables.contains_key(*network)).cloned().collect();
@@ -70,7 +77,7 @@ impl Sent {
         Some(Message::Catalogue(Catalogue { networks }))
     }
 
-    fn assignment_frame(&mut self, view: &NodeView) -> Option<Message> {
+    fn assignment_frame(&mut self, view: &NodeView, open: &Open<'_>) -> Option<Message> {
         let complete = self.tasks.is_none();
         let sent = self.tasks.get_or_insert_with(BTreeMap::new);
         let is_new =
@@ -83,11 +90,31 @@ impl Sent {
             .collect();
         let remove: Vec<_> =
             sent.keys().filter(|id| !view.tasks.contains_key(*id)).map(TaskId::to_string).collect();
-        if !complete && put.is_empty() && remove.is_empty() {
+        sent.clone_from(&view.tasks);
+        let values = self.new_values(view, open);
+        if !complete && put.is_empty() && remove.is_empty() && values.is_empty() {
             return None;
         }
-        sent.clone_from(&view.tasks);
-        Some(Message::Assignments(Assignments { complete, put, remove }))
+        Some(Message::Assignments(Assignments { complete, put, remove, values }))
+    }
+
+    /// What the node does not know yet. It forgets a value with the last task that names it.
+    fn new_values(&mut self, view: &NodeView, open: &Open<'_>) -> Vec<Value> {
+        self.deposits.retain(|id, _| view.deposits.contains_key(id));
+        let mut values = Vec::new();
+        for (id, deposit) in &view.deposits {
+            if self.deposits.insert(id.clone(), deposit.is_some()) == Some(deposit.is_some()) {
+                continue;
+            }
+            let value = deposit.as_ref().and_then(|deposit| open(deposit));
+            values.push(Value {
+                deposit_id: id.to_string(),
+                templated: deposit.as_ref().is_some_and(|deposit| deposit.spec.templated),
+                gone: value.is_none(),
+                value: value.unwrap_or_default(),
+            });
+        }
+        values
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_model::{
-    ContainerId, EndpointId, Network, NetworkId, NodeDescription, NodeId, TableVersion, Task, TaskId,
-    TaskState,
+    ContainerId, Deposit, DepositId, EndpointId, Network, NetworkId, NodeDescription, NodeId, TableVersion,
+    Task, TaskId, TaskState,
 };
 use shoal_protocol::encode;
 use shoal_store::State;
@@ -23,6 +23,8 @@ use crate::table::{Published, Tables};
 pub(crate) struct NodeView {
     pub(crate) tables: BTreeMap<NetworkId, Arc<Published>>,
     pub(crate) tasks: BTreeMap<TaskId, Arc<AssignedTask>>,
+    /// What the tasks that may still have to start name; `None`: it was removed.
+    pub(crate) deposits: BTreeMap<DepositId, Option<Arc<Deposit>>>,
     /// The networks that plain containers may join, on any node.
     pub(crate) catalogue: Arc<Vec<Arc<Network>>>,
 }
@@ -136,6 +138,10 @@ impl Hub {
                 let (desired, deadline) = self.effective(state, task, &subscribed, now);
                 next_deadline = [next_deadline, deadline].into_iter().flatten().min();
                 view.tasks.insert(task.id.clone(), self.assigned(task, desired));
+                if desired <= TaskState::Running && !task.status.state.is_terminal() {
+                    let named = task.spec.container.deposits().map(|reference| &reference.deposit);
+                    view.deposits.extend(named.map(|id| (id.clone(), state.deposit(id).cloned())));
+                }
             }
             if let Some(session) = self.sessions.get_mut(&node)
                 && session.view.as_ref().is_none_or(|present| !present.same(&view))
@@ -367,8 +373,17 @@ impl NodeView {
         Arc::ptr_eq(&self.catalogue, &other.catalogue)
             && self.tables.len() == other.tables.len()
             && self.tasks.len() == other.tasks.len()
+            && self.same_deposits(other)
             && self.tables.iter().zip(&other.tables).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
             && self.tasks.iter().zip(&other.tasks).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
+    }
+
+    /// A deposit's value never changes: it is there or not.
+    fn same_deposits(&self, other: &Self) -> bool {
+        let known = |view: &Self| -> Vec<_> {
+            view.deposits.iter().map(|(id, deposit)| (id.clone(), deposit.is_some())).collect()
+        };
+        self.deposits.len() == other.deposits.len() && known(self) == known(other)
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
-use shoal_model::{NetworkId, Node, NodeDescription, NodeId, Object, TableVersion, TaskId};
+use shoal_model::{Deposit, NetworkId, Node, NodeDescription, NodeId, Object, TableVersion, TaskId};
 use shoal_protocol::session::dispatcher_server::Dispatcher as DispatcherService;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
@@ -24,6 +25,8 @@ use super::guests::Statement;
 use super::hub::NodeView;
 use super::{Dispatcher, Event, Outlet, Peer, Report};
 use crate::Error;
+use crate::ca::ClusterKey;
+use crate::control::open_deposit;
 use crate::plan::Patience;
 
 /// Frames on their way to the node before the session waits for it.
@@ -299,7 +302,8 @@ impl Outgoing {
                     self.say(requests.refuse(&network)).await?;
                 }
             }
-            for frame in self.sent.frames(&view) {
+            let key = &requests.dispatcher.key;
+            for frame in self.sent.frames(&view, &|deposit| open(deposit, key)) {
                 self.down.send(Ok(frame)).await.ok()?;
             }
             tokio::select! {
@@ -313,6 +317,15 @@ impl Outgoing {
             }
         }
     }
+}
+
+/// A deposit's value, on its way to a node that is to have it.
+fn open(deposit: &Deposit, key: &ClusterKey) -> Option<Bytes> {
+    let opened = open_deposit(deposit, key);
+    opened
+        .map(Bytes::from)
+        .inspect_err(|error| tracing::error!(deposit = %deposit.id, %error, "kept back"))
+        .ok()
 }
 
 /// Takes in what the node says, until it ends or is silent for too long.

@@ -320,7 +320,7 @@ impl World {
 
     /// A frame on its way to a node: it orders no stop that somebody still connects to.
     pub(super) fn check_frame(&mut self, node: &NodeId, message: &Down) {
-        let Down::Assignments(Assignments { complete, put, remove }) = message else { return };
+        let Down::Assignments(Assignments { complete, put, remove, .. }) = message else { return };
         let put: Vec<Task> = put.iter().map(|task| decode(task).expect("a task")).collect();
         let mut stopped: Vec<TaskId> = remove.iter().map(TaskId::new).collect();
         let unwanted = put.iter().filter(|task| task.desired > TaskState::Running);

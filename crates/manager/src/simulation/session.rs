@@ -194,7 +194,7 @@ impl World {
         session.pump_due = false;
         let Some(view) = session.view.clone() else { return };
         let (node, link) = (session.node.clone(), session.link);
-        let frames = session.sent.frames(&view);
+        let frames = session.sent.frames(&view, &|_| None);
         for frame in frames {
             let Some(message) = frame.message else { continue };
             self.check_frame(&node, &message);

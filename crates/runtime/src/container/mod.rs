@@ -47,9 +47,20 @@ pub struct ContainerConfig {
     /// `json-file` options: `max-size` (`10m`) and `max-file` (`3`).
     #[serde(default)]
     pub log_options: Labels,
+    /// Files and directories of the node that appear in the container beside its mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub provided: Vec<Provided>,
     /// Kept for whoever made the container, and of no meaning here.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
+}
+
+/// Something of the node that a container may read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provided {
+    pub source: PathBuf,
+    /// Path inside the container.
+    pub target: String,
 }
 
 /// A container as it is.

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use shoal_model::{Mount, MountKind};
 
 use super::Input;
+use crate::container::Provided;
 use crate::{Error, Result};
 
 /// Docker's default for `--shm-size`.
@@ -22,6 +23,7 @@ pub(super) fn list(input: &Input<'_>) -> Result<Vec<Value>> {
         .filter(|mount| !wanted.iter().any(|user| mount["destination"] == clean(&user.target)))
         .collect();
     let mut users = wanted.iter().map(user_mount).collect::<Result<Vec<_>>>()?;
+    users.extend(input.config.provided.iter().map(provided));
     users.sort_by_key(|mount| mount["destination"].as_str().map_or(0, |path| path.matches('/').count()));
     mounts.extend(users);
     Ok(mounts)
@@ -82,6 +84,13 @@ fn user_mount(mount: &Mount) -> Result<Value> {
             options.extend(mode.map(|bits| format!("mode={bits:o}")));
             json!({ "destination": target, "type": "tmpfs", "source": "tmpfs", "options": options })
         }
+    })
+}
+
+fn provided(it: &Provided) -> Value {
+    json!({
+        "destination": it.target, "type": "bind", "source": it.source,
+        "options": ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"],
     })
 }
 

@@ -16,6 +16,7 @@ fn config(spec: ContainerSpec, resources: Resources) -> ContainerConfig {
         resolv_conf: String::new(),
         hosts: String::new(),
         log_options: Labels::new(),
+        provided: Vec::new(),
         note: String::new(),
     }
 }

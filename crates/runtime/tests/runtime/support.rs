@@ -168,6 +168,7 @@ pub(crate) fn container(spec: ContainerSpec) -> ContainerConfig {
         resolv_conf: "nameserver 127.0.0.11\noptions ndots:0\n".to_owned(),
         hosts: "127.0.0.1 localhost\n".to_owned(),
         log_options: Labels::new(),
+        provided: Vec::new(),
         note: String::new(),
     }
 }

@@ -158,7 +158,7 @@ impl Stage {
         for (node, view) in outcome.views {
             let subscribed = self.subscribed(&node);
             let listener = self.nodes.get_mut(&node).unwrap();
-            for frame in listener.sent.frames(&view) {
+            for frame in listener.sent.frames(&view, &|_| None) {
                 match frame.message.unwrap() {
                     Message::Table(payload) => {
                         let table: NetworkTable = decode(&payload).unwrap();
@@ -201,4 +201,68 @@ proptest! {
             stage.send();
         }
     }
+}
+
+/// The values in a node's next frames: which, and whether they are there.
+fn values(sent: &mut Sent, view: &NodeView) -> Vec<(String, Option<Bytes>)> {
+    let frames = sent.frames(view, &|deposit| Some(Bytes::from(deposit.spec.name.clone())));
+    let assignments = frames.into_iter().filter_map(|frame| match frame.message? {
+        Message::Assignments(assignments) => Some(assignments.values),
+        _ => None,
+    });
+    let told = |value: Value| (value.deposit_id, (!value.gone).then_some(value.value));
+    assignments.flatten().map(told).collect()
+}
+
+#[test]
+fn a_node_is_told_the_values_of_its_own_tasks_and_of_no_others() {
+    let mut stage = Stage::set();
+    let deposit = |name: &str| {
+        let spec = DepositSpec {
+            kind: DepositKind::Secret,
+            name: name.into(),
+            labels: Labels::new(),
+            templated: false,
+        };
+        let meta = Meta::new("2026-01-01T00:00:00Z".parse().unwrap());
+        Deposit { id: DepositId::new(name), meta, spec, value: Sealed::default() }
+    };
+    let world = &mut stage.world;
+    for name in ["used", "unused"] {
+        world.put(Object::Deposit(deposit(name)));
+    }
+    let mut declared = spec("web", 1, &[]);
+    let file = DepositFile { name: "f".into(), uid: 0, gid: 0, mode: 0o444 };
+    declared.task.container.secrets =
+        vec![DepositReference { deposit: DepositId::new("used"), name: "used".into(), file }];
+    let service = world.service(declared).unwrap();
+    world.settle();
+    let runs = world.state.service_tasks(&service).next().unwrap().clone();
+    let outcome = stage.hub.update(&stage.world.state, stage.world.now.monotonic);
+    let used = || ("used".to_owned(), Some(Bytes::from("used")));
+    let mut sent = Sent::default();
+    for (node, view) in outcome.views {
+        if Some(&node) == runs.node.as_ref() {
+            assert_eq!(values(&mut sent, &view), [used()]);
+            assert_eq!(values(&mut sent, &view), [], "once is enough");
+            assert_eq!(values(&mut Sent::default(), &view), [used()], "a new session begins anew");
+        } else {
+            assert_eq!(values(&mut Sent::default(), &view), [], "{node} has no such task");
+        }
+    }
+    let gone = ObjectKey::Deposit(DepositId::new("used"));
+    stage
+        .world
+        .control(|draft, _, _| {
+            draft.remove(gone);
+            Ok(())
+        })
+        .unwrap();
+    let view = stage.hub.update(&stage.world.state, stage.world.now.monotonic).views.remove(0).1;
+    assert_eq!(values(&mut sent, &view), [("used".to_owned(), None)], "its absence is told, too");
+    let mut ended = Task::clone(&runs);
+    ended.status.state = TaskState::Complete;
+    stage.world.put(Object::Task(ended));
+    let view = stage.hub.update(&stage.world.state, stage.world.now.monotonic).views.remove(0).1;
+    assert_eq!(values(&mut Sent::default(), &view), [], "a task that has ended needs none");
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::{
-    NetworkId, Object, Place, Service, ServiceSpec, Task, TaskState, UpdateConfig, UpdateFailureAction,
-    UpdateState, UpdateStatus,
+    Object, Place, Service, ServiceSpec, Task, TaskState, UpdateConfig, UpdateFailureAction, UpdateState,
+    UpdateStatus,
 };
 
 use super::{Survey, is_outdated};
@@ -93,7 +93,7 @@ fn act(
 ) {
     let mut because = format!("due to failure or early termination of task {}", task.id);
     let back = status.state.is_rollback();
-    let gone = service.previous.as_deref().and_then(|previous| gone_network(planner, previous));
+    let gone = service.previous.as_deref().and_then(|previous| what_is_gone(planner, previous));
     match (config.failure_action, &service.previous) {
         (UpdateFailureAction::Continue, _) => put(planner, service, Some(status)),
         // There is only one way back.
@@ -106,8 +106,8 @@ fn act(
             put(planner, &service, Some(status));
         }
         (action, _) => {
-            if let (UpdateFailureAction::Rollback, false, Some(network)) = (action, back, gone) {
-                because.push_str(&format!("; there is no way back, since network {network} was removed"));
+            if let (UpdateFailureAction::Rollback, false, Some(gone)) = (action, back, gone) {
+                because.push_str(&format!("; there is no way back, since {gone} was removed"));
             }
             let (state, what) = match back {
                 true => (UpdateState::RollbackPaused, "rollback paused"),
@@ -120,11 +120,16 @@ fn act(
     }
 }
 
-/// A network that a former declaration names and that has been removed since. What names it cannot be stored,
+/// Something that a former declaration names and that has been removed since. What names it cannot be stored,
 /// and a plan that cannot be stored holds up all others.
-fn gone_network(planner: &Planner<'_>, spec: &ServiceSpec) -> Option<NetworkId> {
+fn what_is_gone(planner: &Planner<'_>, spec: &ServiceSpec) -> Option<String> {
+    let state = planner.state();
     let mut networks = spec.task.networks.iter().map(|target| &target.network);
-    networks.find(|network| planner.state().network(network).is_none()).cloned()
+    let network = networks.find(|network| state.network(network).is_none());
+    let mut deposits = spec.task.container.deposits();
+    let deposit = deposits.find(|reference| state.deposit(&reference.deposit).is_none());
+    let network = network.map(|network| format!("network {network}"));
+    network.or_else(|| deposit.map(|reference| format!("what it calls {}", reference.name)))
 }
 
 /// Every slot has had its turn, and every new task was watched for its time.
