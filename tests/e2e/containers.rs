@@ -232,7 +232,7 @@ fn the_default_network_is_a_way_out_and_nothing_else() {
     for (flags, text) in [
         (&["-p", "80:80"][..], "HostConfig.PortBindings of a container is not supported"),
         (&["--privileged"], "HostConfig.Privileged of a container is not supported"),
-        (&["-v", "data:/data"], "volumes (mount of data at /data) are not supported"),
+        (&["-v", "data:/data:foo"], "option foo of a mount (data:/data:foo) is not supported"),
         (&["--network", "nosuch"], "network nosuch not found"),
     ] {
         refused(&node, &[&["run", "--rm"], flags, &["busybox", "true"]].concat(), 125, text);

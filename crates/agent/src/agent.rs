@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_balancer::Balancer;
 use shoal_model::{
-    Attachment, ContainerId, Network, NetworkTable, NodeDescription, NodeReport, TableReport, TaskId,
+    Attachment, ContainerId, Labels, Network, NetworkTable, NodeDescription, NodeReport, TableReport, TaskId,
     TaskState,
 };
 use shoal_runtime::{Container, ContainerOutput, ContainerState, Runtime};
@@ -21,8 +21,10 @@ use crate::session::SessionState;
 use crate::store::TaskRecord;
 use crate::task::StopCause;
 use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
+use crate::volumes::VolumeView;
 use crate::{
     AgentConfig, Error, Membership, Result, deposits, drift, lock, plain, prepare, sandbox, session, verify,
+    volumes,
 };
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
@@ -289,6 +291,27 @@ impl Agent {
         Ok(self.node.runtime.kill(id, signal).await?)
     }
 
+    // === volumes ===
+
+    /// Makes a volume; one that is there already is fine. Without a name it is given one.
+    pub async fn create_volume(&self, name: Option<String>, labels: Labels) -> Result<VolumeView> {
+        self.finish(|node| async move { volumes::create(&node, name, labels).await }).await
+    }
+
+    pub async fn volumes(&self) -> Result<Vec<VolumeView>> {
+        volumes::all(&self.node).await
+    }
+
+    pub async fn find_volume(&self, name: &str) -> Result<VolumeView> {
+        volumes::find(&self.node, name).await
+    }
+
+    /// Removes a volume that no container mounts, with all it holds.
+    pub async fn remove_volume(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.finish(|node| async move { volumes::remove(&node, &name).await }).await
+    }
+
     // === plain containers ===
 
     /// Makes a container of no service; without a name it is given one.
@@ -312,10 +335,10 @@ impl Agent {
         self.finish(|node| async move { node.plains.rename(&node, &keeper, &name).await }).await
     }
 
-    /// Removes a plain container; one that runs only by force.
-    pub async fn remove_container(&self, id: &ContainerId, force: bool) -> Result<()> {
+    /// Removes a plain container; one that runs only by force. Volumes that nobody named go with it, if they are to.
+    pub async fn remove_container(&self, id: &ContainerId, force: bool, with_volumes: bool) -> Result<()> {
         let keeper = self.keeper(id)?;
-        self.finish(move |node| async move { keeper.remove(&node, force).await }).await
+        self.finish(move |node| async move { keeper.remove(&node, force, with_volumes).await }).await
     }
 
     /// The exit code of the run that is waited for, once that is over. What is waited for begins now.
@@ -436,6 +459,7 @@ async fn remove(node: Arc<Node>, record: TaskRecord) {
     let id: &TaskId = &record.task.id;
     report("remove a task's container", node.runtime.remove(&record.container).await);
     report("close a task's ports", node.host_ports.release(&node, id).await);
+    report("remove a task's volumes", volumes::release(&node, &record.container, true).await);
     report("remove a task's sandbox", prepare::free_sandbox(&node, id.as_str()).await);
     report("take a task's secrets and configs away", deposits::free(&node, &record.container).await);
 }

@@ -56,6 +56,21 @@ pub enum Error {
     /// The container is a task's.
     #[error("container {0} belongs to a service")]
     OfService(String),
+    /// Docker's text.
+    #[error("get {0}: no such volume")]
+    NoSuchVolume(String),
+    /// Docker's text.
+    #[error("remove {name}: volume is in use - [{users}]")]
+    VolumeInUse { name: String, users: String },
+    /// Docker's text.
+    #[error(
+        "create {0}: \"{0}\" includes invalid characters for a local volume name, only \
+         \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
+    )]
+    InvalidVolumeName(String),
+    /// Docker's text.
+    #[error("volume name is too short, names should be at least two alphanumeric characters")]
+    ShortVolumeName,
     /// What a task names was removed before it could start.
     #[error("{kind} not found: {name}")]
     NoSuchDeposit { kind: DepositKind, name: String },

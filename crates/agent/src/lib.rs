@@ -8,6 +8,7 @@
 //! - [`task`] decides what is to be done for a task, `runner` does it, `prepare` and `sandbox` know
 //!   how its container looks; `health` judges its probes.
 //! - `deposits` keeps the secrets and configs of tasks, `template` fills in placeholders.
+//! - `volumes` keeps directories that outlive containers.
 //! - `plain` keeps the containers of no service, `guests` asks the manager for their networks.
 //! - [`tables`] brings network tables into force in the right order.
 //! - `verify` looks at what kernel and resolver really hold, `drift` has what differs made anew.
@@ -45,6 +46,7 @@ mod template;
 mod testing;
 mod verify;
 mod view;
+mod volumes;
 
 pub use agent::Agent;
 pub use config::{AgentConfig, Managers, Membership, RemoteManager};
@@ -55,6 +57,7 @@ pub use plain::{ContainerEvent, NetworkMode, Place, PlainSpec, Restart, WaitFor}
 pub use reset::reset;
 pub use session::SessionState;
 pub use view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
+pub use volumes::{Volume, VolumeView};
 
 /// Locks a mutex whose holders never leave it half-changed, so a panic elsewhere does not matter.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -32,7 +32,8 @@ use crate::store::{NodeStore, Stored, TaskRecord};
 use crate::tables::{Effects, Tables};
 use crate::task::{self, Container, Observed};
 use crate::tasks::Tasks;
-use crate::{AgentConfig, Error, Membership, Result, deposits, lock, prepare};
+use crate::volumes::Volumes;
+use crate::{AgentConfig, Error, Membership, Result, deposits, lock, prepare, volumes};
 
 /// How long a node whose store was lost waits, once it knows its tasks, before it removes the rest.
 const DISOWN_DELAY: Duration = Duration::from_secs(15);
@@ -50,6 +51,7 @@ pub(crate) struct Node {
     pub drift: Drift,
     pub tasks: Tasks,
     pub deposits: Deposits,
+    pub volumes: Volumes,
     pub plains: Plains,
     pub host_ports: Arc<HostPorts>,
     pub guests: Guests,
@@ -96,6 +98,7 @@ impl Node {
             drift: Drift::default(),
             tasks: Tasks::default(),
             deposits: Deposits::default(),
+            volumes: Volumes::new(std::mem::take(&mut stored.volumes), &config.data_dir),
             plains: Plains::default(),
             host_ports: Arc::default(),
             guests: Guests::default(),
@@ -225,6 +228,7 @@ impl Node {
             tracing::warn!(%error, "cannot remove containers that nobody claims");
         }
         deposits::prune(&self.config.run_dir, containers.clone()).await;
+        volumes::prune(self, containers).await;
         if let Err(error) = self.fabric.prune(sandboxes, &self.tables.wanted()).await {
             tracing::warn!(%error, "cannot remove namespaces and links that nobody claims");
         }

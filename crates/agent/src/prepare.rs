@@ -16,7 +16,7 @@ use crate::resolver::Served;
 use crate::sandbox::{self, Tenant};
 use crate::store::TaskRecord;
 use crate::template::Context;
-use crate::{Error, Result, deposits};
+use crate::{Error, Result, deposits, volumes};
 
 /// The node's own names.
 const HOSTS: &str = "/etc/hosts";
@@ -39,6 +39,7 @@ pub(crate) async fn container(node: &Node, record: &TaskRecord) -> Result<Option
     let place = place(node, record, &task).await?;
     let mut container_spec = spec.container.clone();
     container_spec.hostname = place.hostname;
+    let _held = volumes::furnish(node, &record.container, &mut container_spec.mounts, &image).await?;
     let config = ContainerConfig {
         id: record.container.clone(),
         name: task.name(),

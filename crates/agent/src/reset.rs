@@ -9,11 +9,11 @@ use crate::node::{balancer_config, known_tag, lock_data_dir, runtime_config};
 use crate::{AgentConfig, Error, Result, deposits, resolver};
 
 /// What a node keeps in its data directory.
-const DATA_ENTRIES: [&str; 7] =
-    ["cluster.redb", "node.redb", "containers", "resolver", "resolver.log", "tag", "lock"];
+const DATA_ENTRIES: [&str; 8] =
+    ["cluster.redb", "node.redb", "containers", "volumes", "resolver", "resolver.log", "tag", "lock"];
 /// What a node keeps in its run directory.
-const RUN_ENTRIES: [&str; 6] =
-    ["netns", "exec", "manager.sock", "resolver.lock", "resolver.sock", "shoal.sock"];
+const RUN_ENTRIES: [&str; 7] =
+    ["netns", "exec", "deposits", "manager.sock", "resolver.lock", "resolver.sock", "shoal.sock"];
 
 /// Removes everything of a node: containers, images, namespaces, kernel state, files. Needs no
 /// running daemon, and refuses while one runs.

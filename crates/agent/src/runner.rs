@@ -9,7 +9,6 @@ use shoal_runtime::{ContainerState, Exit};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::deposits;
 use crate::health::{self, Health, HealthStatus};
 use crate::node::Node;
 use crate::prepare;
@@ -17,7 +16,7 @@ use crate::sandbox::{self, Tenant};
 use crate::store::TaskRecord;
 use crate::tables::{InForce, Mark};
 use crate::task::{self, Action, Container, Observed, Progress, StopCause};
-use crate::{Result, host_ports};
+use crate::{Result, deposits, host_ports, volumes};
 
 /// Before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -282,7 +281,12 @@ impl Runner {
                 self.attached = true;
                 self.check = check;
             }
-            Err(error) => self.fail(error.to_string()),
+            Err(error) => {
+                self.fail(error.to_string());
+                if let Err(error) = volumes::release(&self.node, &self.record.container, true).await {
+                    tracing::warn!(task = %self.record.task.id, %error, "volumes that nobody uses stay for now");
+                }
+            }
         }
     }
 
@@ -426,7 +430,13 @@ impl Runner {
     }
 
     async fn remove_container(&mut self) {
-        match self.node.runtime.remove(&self.record.container).await {
+        let id = &self.record.container;
+        let removed = async {
+            self.node.runtime.remove(id).await?;
+            // A task's own volumes go with it.
+            volumes::release(&self.node, id, true).await
+        };
+        match removed.await {
             Ok(()) => self.seen.container = Container::Absent,
             Err(error) => {
                 tracing::warn!(container = %self.record.container, %error, "cannot remove the container yet");

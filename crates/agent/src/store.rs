@@ -13,6 +13,7 @@ use shoal_model::{ContainerId, NetworkId, NetworkTable, Task, TaskId};
 
 use crate::plain::PlainRecord;
 use crate::task::Progress;
+use crate::volumes::Volume;
 use crate::{Error, Membership, Result};
 
 /// Layout of the file. A newer one is refused, not set aside: its daemon may come back.
@@ -23,6 +24,7 @@ const META: Rows = TableDefinition::new("meta");
 const TASKS: Rows = TableDefinition::new("tasks");
 const TABLES: Rows = TableDefinition::new("tables");
 const CONTAINERS: Rows = TableDefinition::new("containers");
+const VOLUMES: Rows = TableDefinition::new("volumes");
 
 /// One task as this node has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +45,7 @@ pub(crate) struct Stored {
     pub tables: Vec<NetworkTable>,
     /// Containers of no task.
     pub containers: Vec<PlainRecord>,
+    pub volumes: Vec<Volume>,
     /// The file could not be read, and this is a new one.
     pub rebuilt: bool,
 }
@@ -98,6 +101,7 @@ impl NodeStore {
             tasks: store.all(TASKS)?,
             tables: store.all(TABLES)?,
             containers: store.all(CONTAINERS)?,
+            volumes: store.all(VOLUMES)?,
             rebuilt: false,
         };
         Ok((store, stored))
@@ -110,6 +114,7 @@ impl NodeStore {
             write.open_table(TASKS)?;
             write.open_table(TABLES)?;
             write.open_table(CONTAINERS)?;
+            write.open_table(VOLUMES)?;
             let mut meta = write.open_table(META)?;
             let known = meta.get("schema")?.and_then(|value| serde_json::from_slice(value.value()).ok());
             match known {
@@ -179,6 +184,14 @@ impl NodeStore {
 
     pub(crate) async fn remove_container(&self, id: &ContainerId) -> Result<()> {
         self.remove(CONTAINERS, id.as_str()).await
+    }
+
+    pub(crate) async fn put_volume(&self, volume: &Volume) -> Result<()> {
+        self.put(VOLUMES, &volume.name, volume).await
+    }
+
+    pub(crate) async fn remove_volume(&self, name: &str) -> Result<()> {
+        self.remove(VOLUMES, name).await
     }
 
     /// Forgets the cluster: membership, assignments, tables.

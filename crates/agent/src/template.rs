@@ -45,8 +45,10 @@ impl Context<'_> {
         container.env.iter_mut().for_each(fill);
         for mount in &mut container.mounts {
             fill(&mut mount.target);
-            if let MountKind::Bind { source } = &mut mount.kind {
-                fill(source);
+            match &mut mount.kind {
+                MountKind::Bind { source, .. } => fill(source),
+                MountKind::Volume { name, .. } => fill(name),
+                MountKind::Tmpfs { .. } => {}
             }
         }
         expanded

@@ -103,13 +103,17 @@ impl IntoResponse for ApiError {
 impl From<shoal_agent::Error> for ApiError {
     fn from(error: shoal_agent::Error) -> Self {
         match error {
-            shoal_agent::Error::NoSuchContainer(_) => Self::not_found(error.to_string()),
+            shoal_agent::Error::NoSuchContainer(_) | shoal_agent::Error::NoSuchVolume(_) => {
+                Self::not_found(error.to_string())
+            }
             shoal_agent::Error::AmbiguousContainer(_) => Self::bad_request(error.to_string()),
             shoal_agent::Error::Runtime(error) => error.into(),
-            shoal_agent::Error::InvalidName(_) => Self::bad_request(error.to_string()),
-            shoal_agent::Error::NameInUse { .. } | shoal_agent::Error::Running(_) => {
-                Self::conflict(error.to_string())
-            }
+            shoal_agent::Error::InvalidName(_)
+            | shoal_agent::Error::InvalidVolumeName(_)
+            | shoal_agent::Error::ShortVolumeName => Self::bad_request(error.to_string()),
+            shoal_agent::Error::NameInUse { .. }
+            | shoal_agent::Error::VolumeInUse { .. }
+            | shoal_agent::Error::Running(_) => Self::conflict(error.to_string()),
             shoal_agent::Error::OfService(_) => Self::unsupported_but(
                 "doing this to a service's container is",
                 "change the service, which replaces its containers",

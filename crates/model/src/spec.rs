@@ -160,12 +160,62 @@ pub struct Mount {
 pub enum MountKind {
     Bind {
         source: String,
+        #[serde(default)]
+        propagation: Propagation,
+        /// Without what is mounted below the source.
+        #[serde(default)]
+        non_recursive: bool,
+    },
+    /// A directory that the node keeps for containers.
+    Volume {
+        /// Empty: one of the container's own.
+        name: String,
+        /// For the volume, if it has to be made.
+        #[serde(default)]
+        labels: Labels,
+        /// What the image has at the target is not copied into an empty volume.
+        #[serde(default)]
+        no_copy: bool,
     },
     /// Sizes in bytes; `None` is the kernel's default.
-    Tmpfs {
-        size: Option<u64>,
-        mode: Option<u32>,
-    },
+    Tmpfs { size: Option<u64>, mode: Option<u32> },
+}
+
+impl MountKind {
+    /// A bind mount of which nothing more is said.
+    pub fn bind(source: impl Into<String>) -> Self {
+        Self::Bind { source: source.into(), propagation: Propagation::default(), non_recursive: false }
+    }
+}
+
+/// Whether what is mounted below a bind mount later is seen on the other side (mount_namespaces(7)); the
+/// recursive forms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Propagation {
+    #[default]
+    RPrivate,
+    Private,
+    RShared,
+    Shared,
+    RSlave,
+    Slave,
+}
+
+impl Propagation {
+    pub const ALL: [Self; 6] =
+        [Self::RPrivate, Self::Private, Self::RShared, Self::Shared, Self::RSlave, Self::Slave];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RPrivate => "rprivate",
+            Self::Private => "private",
+            Self::RShared => "rshared",
+            Self::Shared => "shared",
+            Self::RSlave => "rslave",
+            Self::Slave => "slave",
+        }
+    }
 }
 
 /// `--dns`, `--dns-search`, `--dns-option`; each empty list means the node's own value.

@@ -17,6 +17,7 @@ pub mod log_shim;
 mod rootfs;
 mod runtime;
 mod spec;
+pub mod volume;
 
 pub use container::{
     Container, ContainerConfig, ContainerInput, ContainerOutput, ContainerState, Exit, Provided,

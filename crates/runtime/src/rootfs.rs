@@ -4,6 +4,8 @@
 //! A thread of its own takes the container's root, in a mount namespace of its own that goes with
 //! the thread, so nothing is left mounted, whatever happens to this process.
 
+mod copy;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +46,24 @@ impl Root {
         };
         thread.spawn(work).map_err(Error::io("thread"))?;
         answer.await.map_err(|_| Error::Task("reading a container's accounts".to_owned()))?
+    }
+
+    /// Copies what is in a directory of it into a directory of the node. None, or something else than a directory, is
+    /// fine, and nothing is copied.
+    pub(crate) async fn copy(self, from: String, into: PathBuf) -> Result<()> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let thread = std::thread::Builder::new().name("rootfs".to_owned());
+        let work = move || {
+            // Opened before the root is another one.
+            let opened = std::fs::File::open(&into).map_err(Error::io(&into));
+            let copied = opened.and_then(|into| {
+                self.enter()?;
+                copy::directory(Path::new(&from), &into)
+            });
+            let _ = reply.send(copied);
+        };
+        thread.spawn(work).map_err(Error::io("thread"))?;
+        answer.await.map_err(|_| Error::Task("filling a volume".to_owned()))?
     }
 
     /// Makes this thread, and nothing else, see the container's root as its own.

@@ -14,7 +14,7 @@ use super::networks;
 use super::record::{NetworkMode, Next, PlainRecord, after};
 use crate::health::{Health, HealthStatus};
 use crate::node::Node;
-use crate::{Error, Result, prepare, runner};
+use crate::{Error, Result, prepare, runner, volumes};
 
 const SIGKILL: i32 = 9;
 /// SIGKILL takes effect within this time, or the kernel holds the process.
@@ -129,7 +129,7 @@ impl Keeper {
         })
         .await?;
         if self.shown.borrow().record.spec.auto_remove {
-            self.remove_now(node).await?;
+            self.remove_now(node, true).await?;
         }
         Err(error)
     }
@@ -296,7 +296,7 @@ impl Keeper {
             Next::Stay => {}
             Next::Restart { pause } => self.restart_after(node, pause),
             Next::Remove => {
-                if let Err(error) = self.remove_now(node).await {
+                if let Err(error) = self.remove_now(node, true).await {
                     tracing::warn!(container = %self.id, %error, "cannot remove the container at its end");
                 }
             }
@@ -327,7 +327,7 @@ impl Keeper {
             Next::Remove => {
                 let (keeper, node) = (self.clone(), node.clone());
                 node.tracker.clone().spawn(async move {
-                    if let Err(error) = keeper.remove(&node, false).await {
+                    if let Err(error) = keeper.remove(&node, false, true).await {
                         tracing::warn!(container = %keeper.id, %error, "cannot remove an ended container");
                     }
                 });
@@ -407,7 +407,7 @@ impl Keeper {
     }
 
     /// Removes it; one that runs only by force.
-    pub(crate) async fn remove(&self, node: &Node, force: bool) -> Result<()> {
+    pub(crate) async fn remove(&self, node: &Node, force: bool, with_volumes: bool) -> Result<()> {
         let mut runs = false;
         let mut refused = false;
         self.shown.send_modify(|shown| {
@@ -424,7 +424,7 @@ impl Keeper {
                 false => Error::NoSuchContainer(self.id.to_string()),
             });
         }
-        let removed = self.end_and_remove(node, runs).await;
+        let removed = self.end_and_remove(node, runs, with_volumes).await;
         if removed.is_err() {
             self.shown.send_if_modified(|shown| {
                 let stuck = shown.phase == Phase::Removing;
@@ -437,7 +437,7 @@ impl Keeper {
         removed
     }
 
-    async fn end_and_remove(&self, node: &Node, runs: bool) -> Result<()> {
+    async fn end_and_remove(&self, node: &Node, runs: bool, with_volumes: bool) -> Result<()> {
         if runs {
             self.end_with(node, SIGKILL, KILL_BOUND).await?;
         }
@@ -445,12 +445,14 @@ impl Keeper {
         if self.phase() == Phase::Gone {
             return Ok(());
         }
-        self.remove_now(node).await
+        self.remove_now(node, with_volumes).await
     }
 
     /// With the turn held, and nothing running.
-    async fn remove_now(&self, node: &Node) -> Result<()> {
+    async fn remove_now(&self, node: &Node, with_volumes: bool) -> Result<()> {
+        let with_volumes = with_volumes || self.shown.borrow().record.spec.auto_remove;
         node.runtime.remove(&self.id).await?;
+        volumes::release(node, &self.id, with_volumes).await?;
         node.store.remove_container(&self.id).await?;
         node.plains.forget(&self.id);
         self.audience.dismiss();

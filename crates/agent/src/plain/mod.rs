@@ -16,7 +16,7 @@ use shoal_model::{ContainerId, IdGenerator, invent_name};
 use shoal_runtime::{Container, ContainerConfig};
 
 use crate::node::Node;
-use crate::{Error, Result, lock, sandbox};
+use crate::{Error, Result, lock, sandbox, volumes};
 
 pub use events::ContainerEvent;
 use events::Events;
@@ -85,7 +85,7 @@ impl Plains {
         &self,
         node: &Arc<Node>,
         name: Option<String>,
-        spec: PlainSpec,
+        mut spec: PlainSpec,
     ) -> Result<ContainerId> {
         let id = IdGenerator::from_os().container_id();
         let name = match name {
@@ -96,10 +96,13 @@ impl Plains {
             None => invent_name(&mut IdGenerator::from_os(), |name| self.holder(name).is_some()),
         };
         let _reserved = self.reserve(&name, &id)?;
+        let image = node.runtime.image(&spec.container.image).await?;
+        let held = volumes::furnish(node, &id, &mut spec.container.mounts, &image).await?;
         let record = PlainRecord::new(id.clone(), name, spec);
-        node.runtime.create(&config(node, &record)).await?;
-        if let Err(error) = node.store.put_container(&record).await {
-            node.runtime.remove(&id).await?;
+        let made = make(node, &record).await;
+        drop(held);
+        if let Err(error) = made {
+            volumes::release(node, &id, true).await?;
             return Err(error);
         }
         self.events.tell("create", &record, None);
@@ -196,6 +199,15 @@ fn remembered(container: &Container) -> Option<PlainRecord> {
     let mut record = PlainRecord::of_note(&config.id, &config.note)?;
     record.wanted = matches!(container.state, shoal_runtime::ContainerState::Running { .. });
     Some(record)
+}
+
+async fn make(node: &Node, record: &PlainRecord) -> Result<()> {
+    node.runtime.create(&config(node, record)).await?;
+    if let Err(error) = node.store.put_container(record).await {
+        node.runtime.remove(&record.id).await?;
+        return Err(error);
+    }
+    Ok(())
 }
 
 /// What the runtime makes the container from. Its hosts and resolv.conf files are written with each

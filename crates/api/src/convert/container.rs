@@ -5,12 +5,13 @@ use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use shoal_agent::{ContainerView, Health, HealthStatus, NetworkMode, PlainView, Restart};
-use shoal_model::{Attachment, MountKind, NetworkId, PortConfig};
+use shoal_model::{Attachment, Mount, MountKind, NetworkId, PortConfig};
 use shoal_runtime::{Container, ContainerState};
 
 use super::image::STORAGE_DRIVER;
 use super::network::{endpoint_id, predefined_id};
 use super::service_out::{healthcheck, ulimit};
+use super::volume::DRIVER;
 use super::{some, time};
 use crate::wire::container as wire;
 use crate::wire::image::{Config, GraphDriver};
@@ -227,23 +228,38 @@ fn endpoint(owner: &str, at: &Attachment, aliases: Option<Vec<String>>) -> wire:
 }
 
 fn mounts(container: &Container) -> Vec<wire::MountPoint> {
-    let mounts = container.config.spec.mounts.iter();
-    mounts
-        .map(|mount| {
-            let (r#type, source, propagation) = match &mount.kind {
-                MountKind::Bind { source } => ("bind", source.clone(), "rprivate"),
-                MountKind::Tmpfs { .. } => ("tmpfs", String::new(), ""),
-            };
-            wire::MountPoint {
-                r#type,
-                source,
-                destination: mount.target.clone(),
-                mode: "",
-                writable: !mount.read_only,
-                propagation,
-            }
-        })
-        .collect()
+    // `containers/ID` below the data directory.
+    let data_dir = container.dir.ancestors().nth(2).unwrap_or(&container.dir);
+    let point = |mount: &Mount| {
+        let bare = wire::MountPoint {
+            r#type: "tmpfs",
+            name: None,
+            source: String::new(),
+            destination: mount.target.clone(),
+            driver: None,
+            mode: "",
+            writable: !mount.read_only,
+            propagation: "",
+        };
+        match &mount.kind {
+            MountKind::Tmpfs { .. } => bare,
+            MountKind::Bind { source, propagation, .. } => wire::MountPoint {
+                r#type: "bind",
+                source: source.clone(),
+                propagation: propagation.as_str(),
+                ..bare
+            },
+            MountKind::Volume { name, .. } => wire::MountPoint {
+                r#type: "volume",
+                name: Some(name.clone()),
+                source: shoal_runtime::volume::dir(data_dir, name).display().to_string(),
+                driver: Some(DRIVER),
+                mode: "z",
+                ..bare
+            },
+        }
+    };
+    container.config.spec.mounts.iter().map(point).collect()
 }
 
 /// `engine` is the id of this node's engine.

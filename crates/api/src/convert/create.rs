@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use shoal_agent::{NetworkMode, Place, PlainSpec, Restart};
 use shoal_model as model;
-use shoal_model::{DnsConfig, MountKind, Resources};
+use shoal_model::{DnsConfig, MountKind, Propagation, Resources};
 
-use super::service_in::{healthcheck, mount, ulimit};
+use super::service_in::{healthcheck, mount, ulimit, volume};
 use crate::error::{ApiError, Result};
 use crate::wire::Unsupported;
 use crate::wire::create as wire;
@@ -49,7 +49,7 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
             open_stdin: request.open_stdin.unwrap_or_default(),
             read_only: host.readonly_rootfs.unwrap_or_default(),
             init: host.init,
-            mounts: mounts(&host)?,
+            mounts: mounts(&host, request.volumes.unwrap_or_default())?,
             hosts: hosts(host.extra_hosts.as_deref().unwrap_or_default())?,
             dns,
             healthcheck: request.healthcheck.map(healthcheck).transpose()?,
@@ -214,37 +214,51 @@ fn hosts(extra: &[String]) -> Result<Vec<String>> {
 
 // === the rest ===
 
-fn mounts(host: &wire::HostConfig) -> Result<Vec<model::Mount>> {
+/// `volumes`: where the container wants one of its own.
+fn mounts(
+    host: &wire::HostConfig,
+    volumes: BTreeMap<String, serde_json::Value>,
+) -> Result<Vec<model::Mount>> {
     let binds = host.binds.iter().flatten().map(|text| bind(text));
     let given = host.mounts.iter().flatten().cloned().map(mount);
     let tmpfs = host.tmpfs.iter().flatten().map(|(target, options)| tmpfs(target, options));
-    binds.chain(given).chain(tmpfs).collect()
+    let own = volumes.into_keys().map(|target| {
+        let kind = volume(String::new(), Default::default())?;
+        Ok(model::Mount { kind, target, read_only: false })
+    });
+    binds.chain(given).chain(tmpfs).chain(own).collect()
 }
 
-/// `/source:/target[:options]`.
+/// `/source:/target[:options]`, or the name of a volume in place of the source.
 fn bind(text: &str) -> Result<model::Mount> {
     let invalid = || ApiError::bad_request(format!("invalid volume specification: '{text}'"));
     let mut parts = text.split(':');
-    let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
-        return Err(ApiError::unsupported(format!("volumes (mount at {text}) are")));
-    };
+    let (Some(source), Some(target)) = (parts.next(), parts.next()) else { return Err(invalid()) };
     let options = parts.next().unwrap_or_default();
     if parts.next().is_some() || !target.starts_with('/') {
         return Err(invalid());
     }
-    if !source.starts_with('/') {
-        return Err(ApiError::unsupported(format!("volumes (mount of {source} at {target}) are")));
-    }
-    let mut read_only = false;
+    let is_bind = source.starts_with('/');
+    let (mut read_only, mut no_copy, mut propagation) = (false, false, Propagation::default());
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => read_only = true,
+            "nocopy" if !is_bind => no_copy = true,
             // Without SELinux the last two say nothing.
-            "rw" | "rprivate" | "z" | "Z" => {}
-            other => return Err(ApiError::unsupported(format!("option {other} of a bind mount is"))),
+            "rw" | "z" | "Z" => {}
+            other => {
+                let found = Propagation::ALL.into_iter().find(|propagation| propagation.as_str() == other);
+                propagation = found
+                    .filter(|_| is_bind)
+                    .ok_or_else(|| ApiError::unsupported(format!("option {other} of a mount ({text}) is")))?;
+            }
         }
     }
-    let kind = MountKind::Bind { source: source.to_owned() };
+    let kind = if is_bind {
+        MountKind::Bind { source: source.to_owned(), propagation, non_recursive: false }
+    } else {
+        MountKind::Volume { name: source.to_owned(), labels: model::Labels::new(), no_copy }
+    };
     Ok(model::Mount { kind, target: target.to_owned(), read_only })
 }
 
@@ -373,7 +387,7 @@ mod tests {
                 r#""PortBindings":{"80/tcp":[{"HostPort":"8000"}]}"#,
                 "HostConfig.PortBindings of a container is not",
             ),
-            (r#""Binds":["data:/data"]"#, "volumes (mount of data at /data) are not supported"),
+            (r#""Binds":["data:/data:foo"]"#, "option foo of a mount (data:/data:foo) is not supported"),
             (r#""Links":["a:b"]"#, "HostConfig.Links"),
             (r#""NetworkMode":"container:x""#, "sharing another container's network is not"),
             (r#""IpcMode":"host""#, "IpcMode host"),

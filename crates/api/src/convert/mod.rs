@@ -11,6 +11,7 @@ pub(crate) mod service_in;
 pub(crate) mod service_out;
 pub(crate) mod swarm;
 pub(crate) mod task;
+pub(crate) mod volume;
 
 use std::time::Duration;
 

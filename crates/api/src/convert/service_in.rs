@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use shoal_model as model;
-use shoal_model::{MountKind, NetworkId};
+use shoal_model::{MountKind, NetworkId, Propagation};
 
 use super::deposit::{config_in, secret_in};
 use super::duration;
@@ -141,14 +141,20 @@ pub(super) fn mount(mount: wire::Mount) -> Result<model::Mount> {
     let source = mount.source.unwrap_or_default();
     let kind = match mount.r#type.as_deref() {
         Some("bind") => {
-            mount.volume_options.refuse("volume options of a bind mount are")?;
-            bind_options(mount.bind_options.unwrap_or_default())?;
+            if mount.volume_options.is_some() {
+                return Err(ApiError::bad_request(
+                    "invalid mount config for type \"bind\": field VolumeOptions must not be specified",
+                ));
+            }
+            let options = mount.bind_options.unwrap_or_default();
+            let non_recursive = options.non_recursive.unwrap_or_default();
+            let propagation = propagation(options)?;
             if !source.starts_with('/') {
                 return Err(ApiError::bad_request(format!(
                     "invalid bind mount source, must be an absolute path: {source}"
                 )));
             }
-            MountKind::Bind { source }
+            MountKind::Bind { source, propagation, non_recursive }
         }
         Some("tmpfs") => {
             let options = mount.tmpfs_options.unwrap_or_default();
@@ -158,7 +164,7 @@ pub(super) fn mount(mount: wire::Mount) -> Result<model::Mount> {
             }
             MountKind::Tmpfs { size: options.size_bytes, mode: options.mode }
         }
-        Some("volume") => return Err(ApiError::unsupported(format!("volumes (mount at {target}) are"))),
+        Some("volume") => volume(source, mount.volume_options.unwrap_or_default())?,
         other => {
             let kind = other.unwrap_or_default();
             return Err(ApiError::bad_request(format!("invalid MountType: \"{kind}\"")));
@@ -167,15 +173,35 @@ pub(super) fn mount(mount: wire::Mount) -> Result<model::Mount> {
     Ok(model::Mount { kind, target, read_only: mount.read_only.unwrap_or_default() })
 }
 
-fn bind_options(options: wire::BindOptions) -> Result<()> {
-    options.non_recursive.refuse("non-recursive bind mounts are")?;
+fn propagation(options: wire::BindOptions) -> Result<Propagation> {
     options.create_mountpoint.refuse("CreateMountpoint of a bind mount is")?;
     options.read_only_non_recursive.refuse("ReadOnlyNonRecursive of a bind mount is")?;
     options.read_only_force_recursive.refuse("ReadOnlyForceRecursive of a bind mount is")?;
-    match options.propagation.as_deref() {
-        None | Some("" | "rprivate") => Ok(()),
-        Some(other) => Err(ApiError::unsupported(format!("bind propagation {other} is"))),
+    let wanted = options.propagation.unwrap_or_default();
+    if wanted.is_empty() {
+        return Ok(Propagation::default());
     }
+    let found = Propagation::ALL.into_iter().find(|propagation| propagation.as_str() == wanted);
+    found.ok_or_else(|| ApiError::bad_request(format!("invalid propagation mode: {wanted}")))
+}
+
+/// An empty name is one of the container's own.
+pub(super) fn volume(name: String, options: wire::VolumeOptions) -> Result<MountKind> {
+    options.subpath.refuse("parts of a volume are")?;
+    if let Some(driver) = options.driver_config {
+        driver.options.refuse("options of a volume are")?;
+        match driver.name.as_deref() {
+            None | Some("" | super::volume::DRIVER) => {}
+            Some(other) => return Err(ApiError::unsupported(format!("volume driver {other} is"))),
+        }
+    }
+    if name.starts_with('/') {
+        return Err(ApiError::bad_request(format!(
+            "invalid volume mount source, must not be an absolute path: {name}"
+        )));
+    }
+    let (labels, no_copy) = (options.labels.unwrap_or_default(), options.no_copy.unwrap_or_default());
+    Ok(MountKind::Volume { name, labels, no_copy })
 }
 
 fn dns(config: wire::DnsConfig) -> Result<model::DnsConfig> {

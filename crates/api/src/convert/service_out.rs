@@ -181,23 +181,40 @@ pub(crate) fn ulimit(limit: &model::Ulimit) -> wire::Ulimit {
 }
 
 fn mount(mount: &model::Mount) -> wire::Mount {
-    let (kind, source, tmpfs) = match &mount.kind {
-        MountKind::Bind { source } => ("bind", Some(source.clone()), None),
-        MountKind::Tmpfs { size: None, mode: None } => ("tmpfs", None, None),
+    let mut shown = wire::Mount {
+        target: Some(mount.target.clone()),
+        read_only: some(mount.read_only),
+        ..wire::Mount::default()
+    };
+    let kind = match &mount.kind {
+        MountKind::Bind { source, propagation, non_recursive } => {
+            shown.source = Some(source.clone());
+            let options = wire::BindOptions {
+                propagation: some(*propagation).map(|it| it.as_str().to_owned()),
+                non_recursive: some(*non_recursive),
+                ..wire::BindOptions::default()
+            };
+            shown.bind_options = some(options);
+            "bind"
+        }
+        MountKind::Volume { name, labels, no_copy } => {
+            shown.source = some(name.clone());
+            let options = wire::VolumeOptions {
+                no_copy: some(*no_copy),
+                labels: some(labels.clone()),
+                ..wire::VolumeOptions::default()
+            };
+            shown.volume_options = some(options);
+            "volume"
+        }
         MountKind::Tmpfs { size, mode } => {
             let options =
                 wire::TmpfsOptions { size_bytes: *size, mode: *mode, ..wire::TmpfsOptions::default() };
-            ("tmpfs", None, Some(options))
+            shown.tmpfs_options = some(options);
+            "tmpfs"
         }
     };
-    wire::Mount {
-        r#type: Some(kind.to_owned()),
-        source,
-        target: Some(mount.target.clone()),
-        read_only: some(mount.read_only),
-        tmpfs_options: tmpfs,
-        ..wire::Mount::default()
-    }
+    wire::Mount { r#type: Some(kind.to_owned()), ..shown }
 }
 
 pub(crate) fn healthcheck(check: &model::Healthcheck) -> wire::Healthcheck {

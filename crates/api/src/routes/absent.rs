@@ -17,10 +17,6 @@ where
     ClusterSide: FromRef<S>,
 {
     Router::new()
-        .route("/volumes", get(async || body::ok(&json!({"Volumes": [], "Warnings": null}))))
-        .route("/volumes/create", post(async || refuse("volumes are")))
-        .route("/volumes/prune", post(async || refuse("volumes are")))
-        .route("/volumes/{name}", get(no_volume).delete(no_volume))
         .route("/plugins", get(async || body::ok(&json!([]))))
         .route("/plugins/pull", post(async || refuse("plugins are")))
         .route("/plugins/privileges", get(async || refuse("plugins are")))
@@ -46,10 +42,6 @@ async fn no_build(request: Request) -> ApiError {
 
 fn refuse(what: &str) -> Result<Response> {
     Err(ApiError::unsupported(what))
-}
-
-async fn no_volume(Name(name): Name) -> ApiError {
-    ApiError::not_found(format!("get {name}: no such volume"))
 }
 
 async fn no_plugin(Name(name): Name) -> ApiError {

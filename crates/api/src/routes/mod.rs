@@ -14,6 +14,7 @@ mod services;
 mod swarm;
 mod system;
 mod tasks;
+mod volumes;
 
 use axum::Router;
 use axum::extract::FromRef;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Router<Engine> {
         .merge(plain::routes())
         .merge(execs::routes())
         .merge(images::routes())
+        .merge(volumes::routes())
         .merge(distribution::routes())
         .merge(own::routes())
 }

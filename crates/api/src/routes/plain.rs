@@ -47,7 +47,7 @@ async fn create(
     // First of all: without its image nothing else is of interest.
     node.agent.runtime().image(&spec.container.image).await?;
     for mount in spec.container.mounts.iter().take(binds) {
-        if let MountKind::Bind { source } = &mount.kind {
+        if let MountKind::Bind { source, .. } = &mount.kind {
             tokio::fs::create_dir_all(source).await.or_else(|error| exists(source, error))?;
         }
     }
@@ -92,7 +92,7 @@ async fn remove(State(node): State<NodeSide>, Name(name): Name, params: Params) 
         return Err(ApiError::unsupported("removing links between containers is"));
     }
     let id = node.agent.find_container(&name).await?.container.config.id;
-    node.agent.remove_container(&id, params.flag("force")).await?;
+    node.agent.remove_container(&id, params.flag("force"), params.flag("v")).await?;
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
@@ -110,7 +110,7 @@ async fn prune(State(node): State<NodeSide>, params: Params) -> Result<Response>
             continue;
         }
         let id = &view.container.config.id;
-        match node.agent.remove_container(id, false).await {
+        match node.agent.remove_container(id, false, false).await {
             Ok(()) => deleted.push(id.to_string()),
             // Started, or removed by another, in this moment.
             Err(shoal_agent::Error::Running(_) | shoal_agent::Error::NoSuchContainer(_)) => {}

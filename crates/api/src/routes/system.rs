@@ -15,7 +15,7 @@ use shoal_runtime::ContainerState;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::body;
-use crate::convert::{identity, image, node as nodes, swarm as clusters, time};
+use crate::convert::{identity, image, node as nodes, swarm as clusters, time, volume};
 use crate::engine::{ClusterSide, Engine, LocalState, NodeSide};
 use crate::error::Result;
 use crate::events;
@@ -254,6 +254,7 @@ fn os_release() -> BTreeMap<String, String> {
 async fn disk_usage(State(node): State<NodeSide>) -> Result<Response> {
     let containers = node.agent.containers().await?;
     let images = node.agent.runtime().images().await?;
+    let volumes = node.agent.volumes().await?;
     let now = Timestamp::now();
     let summaries: Vec<_> = images
         .iter()
@@ -272,7 +273,7 @@ async fn disk_usage(State(node): State<NodeSide>) -> Result<Response> {
         "LayersSize": images.iter().map(|image| image.size).sum::<u64>(),
         "Images": summaries,
         "Containers": containers,
-        "Volumes": [],
+        "Volumes": volumes.iter().map(volume::used).collect::<Vec<_>>(),
         "BuildCache": null,
         "BuilderSize": 0,
     })))

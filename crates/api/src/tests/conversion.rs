@@ -182,8 +182,9 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let config = json!([{"ConfigID": "x", "Runtime": {}}]);
     let refused = refusal(template(&["ContainerSpec", "Configs"], config));
     assert_eq!(refused, yet("configs for the runtime (credential specs) are"));
-    let volume = json!([{"Type": "volume", "Source": "v", "Target": "/v"}]);
-    assert_eq!(refusal(template(&["ContainerSpec", "Mounts"], volume)), yet("volumes (mount at /v) are"));
+    let volume = json!([{"Type": "volume", "Source": "v", "Target": "/v",
+                         "VolumeOptions": {"DriverConfig": {"Name": "nfs"}}}]);
+    assert_eq!(refusal(template(&["ContainerSpec", "Mounts"], volume)), yet("volume driver nfs is"));
     let generic = json!([{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}]);
     assert_eq!(
         refusal(template(&["Resources", "Reservations", "GenericResources"], generic)),
@@ -205,13 +206,14 @@ fn what_cannot_be_honoured_is_refused_by_name() {
 }
 
 #[test]
-fn a_stack_is_refused_for_what_it_needs_and_for_nothing_else() {
-    let mut spec = value(golden!("stack-service.request.json"));
-    assert_eq!(read(&spec.to_string()).unwrap_err().message, "configs are not supported by shoal yet");
-    let container = spec["TaskTemplate"]["ContainerSpec"].as_object_mut().unwrap();
-    container.remove("Configs");
-    container.remove("Mounts");
-    let spec = read(&spec.to_string()).unwrap();
+fn a_stack_is_read_and_shown_as_it_was_declared() {
+    let declared = value(golden!("stack-service.request.json"));
+    let spec = read(&declared.to_string()).unwrap();
+    let shown = show(&spec, Defaults::Omit);
+    for key in ["Configs", "Mounts"] {
+        let of = |spec: &Value| spec["TaskTemplate"]["ContainerSpec"][key].clone();
+        assert!(of(&declared).is_array() && of(&shown) == of(&declared), "{key}: {:#}", of(&shown));
+    }
     assert_eq!(spec.task.networks[0].network.as_str(), "st_front");
     assert!(spec.task.networks[0].aliases.contains(&"database".to_owned()));
 }

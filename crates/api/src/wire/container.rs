@@ -119,9 +119,15 @@ pub(crate) struct Probe {
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct MountPoint {
     pub(crate) r#type: &'static str,
+    /// A volume's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) source: String,
     pub(crate) destination: String,
+    /// A volume's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) driver: Option<&'static str>,
     pub(crate) mode: &'static str,
     #[serde(rename = "RW")]
     pub(crate) writable: bool,

@@ -36,6 +36,8 @@ pub(crate) struct Create {
     pub(crate) attach_stderr: Option<bool>,
     /// Says what could be published; publishing itself is refused.
     pub(crate) exposed_ports: Option<serde_json::Value>,
+    /// Paths, each with an empty object.
+    pub(crate) volumes: Option<BTreeMap<String, serde_json::Value>>,
     #[serde(flatten)]
     pub(crate) rest: BTreeMap<String, Unsupported>,
 }

@@ -14,6 +14,7 @@ pub(crate) mod service;
 pub(crate) mod swarm;
 pub(crate) mod system;
 pub(crate) mod task;
+pub(crate) mod volume;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -158,10 +158,10 @@ pub(crate) struct Mount {
     /// Meant for Docker Desktop; means nothing on Linux.
     #[serde(skip_serializing)]
     pub(crate) consistency: Option<String>,
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bind_options: Option<BindOptions>,
-    #[serde(skip_serializing)]
-    pub(crate) volume_options: Unsupported,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) volume_options: Option<VolumeOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tmpfs_options: Option<TmpfsOptions>,
     #[serde(skip_serializing)]
@@ -170,14 +170,39 @@ pub(crate) struct Mount {
     pub(crate) image_options: Unsupported,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct BindOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) propagation: Option<String>,
-    pub(crate) non_recursive: Unsupported,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) non_recursive: Option<bool>,
+    #[serde(skip_serializing)]
     pub(crate) create_mountpoint: Unsupported,
+    #[serde(skip_serializing)]
     pub(crate) read_only_non_recursive: Unsupported,
+    #[serde(skip_serializing)]
     pub(crate) read_only_force_recursive: Unsupported,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct VolumeOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) no_copy: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<Map>,
+    #[serde(skip_serializing)]
+    pub(crate) driver_config: Option<VolumeDriver>,
+    #[serde(skip_serializing)]
+    pub(crate) subpath: Unsupported,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct VolumeDriver {
+    pub(crate) name: Option<String>,
+    pub(crate) options: Unsupported,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

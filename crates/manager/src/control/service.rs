@@ -146,6 +146,11 @@ fn check(state: &State, spec: &ServiceSpec) -> Result<(), ControlError> {
         .map_err(|text| ControlError::new(Code::Internal, text))?;
     Preference::parse_all(&task.placement.spread).map_err(ControlError::invalid)?;
     check_references(state, &task.container)?;
+    let mut targets = BTreeSet::new();
+    if let Some(mount) = task.container.mounts.iter().find(|mount| !targets.insert(&mount.target)) {
+        let text = format!("ContainerSpec: duplicate mount point: {}", mount.target);
+        return Err(ControlError::invalid(text));
+    }
     let mut joined = BTreeSet::new();
     for target in &task.networks {
         let id = &target.network;

@@ -8,14 +8,14 @@ use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
 use containerd_client::services::v1::{Container as Stored, CreateContainerRequest, GetContainerRequest};
 use prost_types::Any;
 use serde_json::Value;
-use shoal_model::{ContainerId, MountKind};
+use shoal_model::{ContainerId, Mount, MountKind};
 
 use super::{ContainerConfig, Containers, Record, init};
 use crate::client::{ask, optional};
 use crate::image::{Entry, SNAPSHOTTER, remove_snapshot};
 use crate::lease::Lease;
 use crate::rootfs::Root;
-use crate::{Error, Result, spec};
+use crate::{Error, Result, spec, volume};
 
 /// containerd's shim for runc.
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -57,7 +57,12 @@ impl Containers {
         let (dir, copy, name) = (self.files(&config.id), config.clone(), hostname.clone());
         blocking(move || dir.create(&copy, &name)).await?;
         let mounts = self.prepare(lease, config.id.as_str(), image).await?;
-        let accounts = Root::Snapshot { mounts, at: files.root() }.accounts().await?;
+        let root = Root::Snapshot { mounts: mounts.clone(), at: files.root() };
+        let accounts = root.accounts().await?;
+        for (mount, into) in self.volumes(config).await? {
+            let root = Root::Snapshot { mounts: mounts.clone(), at: files.root() };
+            root.copy(mount.target.clone(), into).await?;
+        }
         let wanted = if config.spec.user.is_empty() { &defaults.user } else { &config.spec.user };
         let identity =
             spec::resolve_identity(&accounts.passwd, &accounts.group, wanted, &config.spec.groups)?;
@@ -77,11 +82,28 @@ impl Containers {
             identity: &identity,
             cgroup: &self.cgroup(&config.id),
             dir: &files.dir,
+            data_dir: &self.config.data_dir,
             netns: config.netns.clone().unwrap_or_else(own_netns),
             kernel: self.kernel,
             architecture: std::env::consts::ARCH,
         })?;
         self.store(lease, &record, image, &specification).await
+    }
+
+    /// The empty volumes of a container that are to have what its image holds in their places. Their directories
+    /// have to be there.
+    async fn volumes<'a>(&self, config: &'a ContainerConfig) -> Result<Vec<(&'a Mount, PathBuf)>> {
+        let mut empty = Vec::new();
+        for mount in &config.spec.mounts {
+            let MountKind::Volume { name, no_copy, .. } = &mount.kind else { continue };
+            let dir = volume::dir(&self.config.data_dir, name);
+            let mut entries = tokio::fs::read_dir(&dir).await.map_err(Error::io(&dir))?;
+            let is_empty = entries.next_entry().await.map_err(Error::io(&dir))?.is_none();
+            if is_empty && !no_copy {
+                empty.push((mount, dir));
+            }
+        }
+        Ok(empty)
     }
 
     /// A writable snapshot on top of the image's layers.
@@ -178,7 +200,7 @@ pub(super) fn own_netns() -> PathBuf {
 /// runc would make a missing source an error without a name.
 async fn check_mounts(config: &ContainerConfig) -> Result<()> {
     for mount in &config.spec.mounts {
-        if let MountKind::Bind { source } = &mount.kind
+        if let MountKind::Bind { source, .. } = &mount.kind
             && !tokio::fs::try_exists(source).await.unwrap_or(false)
         {
             return Err(Error::InvalidConfig(format!(

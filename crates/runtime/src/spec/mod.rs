@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use shoal_model::{Resources, Ulimit};
+use shoal_model::{Mount, MountKind, Propagation, Resources, Ulimit};
 
 pub(crate) use capabilities::all as all_capabilities;
 pub(crate) use identity::{Identity, resolve as resolve_identity};
@@ -74,6 +74,8 @@ pub(crate) struct Input<'a> {
     pub(crate) cgroup: &'a str,
     /// Where the files to be mounted over `/etc/hosts` and the like are.
     pub(crate) dir: &'a Path,
+    /// Where volumes are.
+    pub(crate) data_dir: &'a Path,
     pub(crate) netns: PathBuf,
     pub(crate) kernel: Kernel,
     /// Rust's name of it.
@@ -119,8 +121,24 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Value> {
             "seccomp": seccomp,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
+            "rootfsPropagation": root_propagation(&spec.mounts),
         },
     }))
+}
+
+/// How the container's root takes part in what its mounts share, as in Docker.
+fn root_propagation(mounts: &[Mount]) -> Option<&'static str> {
+    let any = |wanted: [Propagation; 2]| {
+        mounts.iter().any(|mount| match &mount.kind {
+            MountKind::Bind { propagation, .. } => wanted.contains(propagation),
+            _ => false,
+        })
+    };
+    match () {
+        () if any([Propagation::Shared, Propagation::RShared]) => Some("shared"),
+        () if any([Propagation::Slave, Propagation::RSlave]) => Some("rslave"),
+        () => None,
+    }
 }
 
 /// The container's program, or the init that starts it.

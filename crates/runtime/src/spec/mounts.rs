@@ -5,6 +5,7 @@ use shoal_model::{Mount, MountKind};
 
 use super::Input;
 use crate::container::Provided;
+use crate::volume::dir as volume_dir;
 use crate::{Error, Result};
 
 /// Docker's default for `--shm-size`.
@@ -22,7 +23,7 @@ pub(super) fn list(input: &Input<'_>) -> Result<Vec<Value>> {
         .into_iter()
         .filter(|mount| !wanted.iter().any(|user| mount["destination"] == clean(&user.target)))
         .collect();
-    let mut users = wanted.iter().map(user_mount).collect::<Result<Vec<_>>>()?;
+    let mut users = wanted.iter().map(|mount| user_mount(input, mount)).collect::<Result<Vec<_>>>()?;
     users.extend(input.config.provided.iter().map(provided));
     users.sort_by_key(|mount| mount["destination"].as_str().map_or(0, |path| path.matches('/').count()));
     mounts.extend(users);
@@ -64,7 +65,7 @@ fn defaults(input: &Input<'_>) -> Vec<Value> {
     mounts
 }
 
-fn user_mount(mount: &Mount) -> Result<Value> {
+fn user_mount(input: &Input<'_>, mount: &Mount) -> Result<Value> {
     let target = clean(&mount.target);
     if !target.starts_with('/') || target == "/" {
         return Err(Error::InvalidConfig(format!(
@@ -74,8 +75,16 @@ fn user_mount(mount: &Mount) -> Result<Value> {
     }
     let access = if mount.read_only { "ro" } else { "rw" };
     Ok(match &mount.kind {
-        MountKind::Bind { source } => json!({
-            "destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", access],
+        MountKind::Bind { source, propagation, non_recursive } => {
+            let bind = if *non_recursive { "bind" } else { "rbind" };
+            json!({
+                "destination": target, "type": "bind", "source": source,
+                "options": [bind, propagation.as_str(), access],
+            })
+        }
+        MountKind::Volume { name, .. } => json!({
+            "destination": target, "type": "bind", "source": volume_dir(input.data_dir, name),
+            "options": ["rbind", "rprivate", access],
         }),
         MountKind::Tmpfs { size, mode } => {
             let mut options =

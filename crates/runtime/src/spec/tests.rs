@@ -36,6 +36,7 @@ fn built_with(config: &ContainerConfig, uid: u32, init: Option<&Path>) -> Result
         identity: &Identity { uid, gid: uid, groups: vec![uid] },
         cgroup: "/shoal/n/x",
         dir: Path::new("/var/lib/shoal/containers/x"),
+        data_dir: Path::new("/var/lib/shoal"),
         netns: "/run/shoal/netns/x".into(),
         kernel: Kernel { unified: false, swap_limit: true },
         architecture: "x86_64",
@@ -88,16 +89,8 @@ fn the_users_mounts_replace_the_defaults() {
             target: "/dev/shm/".to_owned(),
             read_only: false,
         },
-        Mount {
-            kind: MountKind::Bind { source: "/b".to_owned() },
-            target: "/a/b".to_owned(),
-            read_only: true,
-        },
-        Mount {
-            kind: MountKind::Bind { source: "/a".to_owned() },
-            target: "/a".to_owned(),
-            read_only: false,
-        },
+        Mount { kind: MountKind::bind("/b"), target: "/a/b".to_owned(), read_only: true },
+        Mount { kind: MountKind::bind("/a"), target: "/a".to_owned(), read_only: false },
     ];
     let spec = ContainerSpec { mounts, ..ContainerSpec::default() };
     let spec = built(&config(spec, Resources::default()), 0).unwrap();

@@ -67,11 +67,7 @@ async fn what_cannot_start_says_why() {
         refused(user, "busybox").await,
         "unable to find user nobody: no matching entries in passwd file"
     );
-    let mount = Mount {
-        kind: MountKind::Bind { source: "/no/such".to_owned() },
-        target: "/m".to_owned(),
-        read_only: false,
-    };
+    let mount = Mount { kind: MountKind::bind("/no/such"), target: "/m".to_owned(), read_only: false };
     let text = refused(ContainerSpec { mounts: vec![mount], ..shell("true") }, "busybox").await;
     assert_eq!(text, "invalid mount config for type \"bind\": bind source path does not exist: /no/such");
     let dirs = std::fs::read_dir(world.config.data_dir.join("containers")).unwrap();
@@ -136,7 +132,7 @@ async fn a_containers_wishes_are_granted() {
     std::fs::create_dir(&shared).unwrap();
     std::fs::write(shared.join("f"), "bound\n").unwrap();
     let bind = |target: &str, read_only| Mount {
-        kind: MountKind::Bind { source: shared.to_string_lossy().into_owned() },
+        kind: MountKind::bind(shared.to_string_lossy()),
         target: target.to_owned(),
         read_only,
     };

@@ -186,7 +186,7 @@ async fn a_full_disk_stops_neither_container_nor_logger() {
         "{}; touch /shared/full; until test -e /shared/go; do sleep 0.05; done; echo 777 after",
         CHATTER.replace("COUNT", "1500")
     );
-    let kind = MountKind::Bind { source: shared.to_string_lossy().into_owned() };
+    let kind = MountKind::bind(shared.to_string_lossy());
     let mount = Mount { kind, target: "/shared".to_owned(), read_only: false };
     let id = world.create(ContainerSpec { mounts: vec![mount], ..shell(&script) }).await;
     let dir = world.runtime.container(&id).await.unwrap().dir;
