@@ -167,6 +167,7 @@ fn service(number: u32, meta: Meta) -> Service {
         allocation_error: String::new(),
         update_status: None,
         job: None,
+        credentials: None,
     }
 }
 
@@ -193,6 +194,7 @@ fn task(service: &Service, number: u32, slot: u32, meta: Meta, ids: &mut IdGener
         attachments: vec![attachment],
         running_since: Some(meta.created),
         released: false,
+        credentials: None,
         start_after: None,
         failures: Vec::new(),
         iteration: None,

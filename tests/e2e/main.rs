@@ -14,6 +14,7 @@ mod filters;
 mod guests;
 mod host;
 mod host_ports;
+mod images;
 mod ipv6;
 mod jobs;
 mod join;

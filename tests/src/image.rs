@@ -111,6 +111,44 @@ pub fn oci_layout(reference: &str) -> Vec<u8> {
     ])
 }
 
+/// An image as registries keep it: one gzipped layer.
+#[derive(Debug, Clone)]
+pub struct RegistryImage {
+    pub config: Vec<u8>,
+    pub layer: Vec<u8>,
+    pub architecture: String,
+}
+
+impl RegistryImage {
+    /// With this text in `/version`.
+    pub fn new(architecture: &str, version: &str) -> Self {
+        let mut root = tar::Builder::new(Vec::new());
+        root.get_mut().extend(root_file_system());
+        let whole = root.get_ref().len() - 1024;
+        root.get_mut().truncate(whole);
+        let mut file = header(tar::EntryType::Regular, version.len() as u64, 0o644);
+        root.append_data(&mut file, "version", version.as_bytes()).unwrap();
+        let root = root.into_inner().unwrap();
+        let mut config = config(&digest(&root));
+        config["architecture"] = architecture.into();
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&root).unwrap();
+        let layer = gzip.finish().unwrap();
+        Self { config: config.to_string().into_bytes(), layer, architecture: architecture.to_owned() }
+    }
+
+    pub fn manifest(&self) -> Vec<u8> {
+        let descriptor = |kind: &str, blob: &[u8]| json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest(blob), "size": blob.len() });
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("config.v1+json", &self.config),
+            "layers": [descriptor("layer.v1.tar+gzip", &self.layer)],
+        });
+        manifest.to_string().into_bytes()
+    }
+}
+
 fn config(diff_id: &str) -> Value {
     json!({
         "architecture": "amd64",
@@ -122,7 +160,8 @@ fn config(diff_id: &str) -> Value {
     })
 }
 
-fn digest(bytes: &[u8]) -> String {
+/// `sha256:…` of some bytes.
+pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 

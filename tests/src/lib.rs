@@ -20,6 +20,8 @@ pub mod load;
 mod netns;
 mod node;
 pub mod process;
+pub mod registry;
+mod token;
 pub mod web;
 mod world;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shoal_model::{ClusterId, Labels, NodeId};
 use shoal_protocol::identity::Credentials;
+use shoal_runtime::registry::RegistryConfig;
 
 /// Where a node keeps its things and whom it talks to. Two nodes on one machine differ in
 /// `data_dir`, `run_dir` and `containerd_namespace`.
@@ -30,6 +31,7 @@ pub struct AgentConfig {
     /// How often kernel and resolver are compared with the tables in force, beside after every change;
     /// zero: never.
     pub verify_period: Duration,
+    pub registries: RegistryConfig,
 }
 
 impl AgentConfig {

@@ -1,4 +1,4 @@
-//! The secrets and configs of this node's tasks.
+//! The secrets and configs of this node's tasks, and what it shows registries for them.
 //!
 //! Their values are kept in memory, as long as a task here names them, and for each container in a tmpfs of its
 //! own, from before its start until its end. They are never written to a disk: a daemon that starts anew is told
@@ -10,12 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use shoal_model::{ContainerSpec, DepositId, DepositReference};
+use shoal_model::{ContainerSpec, DepositId, DepositReference, Task};
+use shoal_runtime::registry::Credentials;
 use tokio::sync::watch;
 
 pub(crate) use files::{free, free_all, is_there, provide, prune};
 
-use crate::lock;
+use crate::{Result, lock};
 
 /// What the manager tells of a deposit.
 #[derive(Clone, PartialEq, Eq)]
@@ -66,10 +67,19 @@ impl Deposits {
         lock(&self.held).clear();
     }
 
-    /// It is known of everything that a container names what it says, or that it is no more.
-    pub(crate) fn are_known(&self, container: &ContainerSpec) -> bool {
+    /// It is known of everything that a task names what it says, or that it is no more.
+    pub(crate) fn are_known(&self, task: &Task) -> bool {
         let held = lock(&self.held);
-        container.deposits().all(|reference| held.contains_key(&reference.deposit))
+        task.deposits().all(|deposit| held.contains_key(deposit))
+    }
+
+    /// What the registry of a task's image is shown.
+    pub(crate) fn credentials(&self, task: &Task) -> Result<Credentials> {
+        let held = lock(&self.held);
+        match task.credentials.as_ref().and_then(|deposit| held.get(deposit)) {
+            Some(Value::Known { bytes, .. }) => Ok(Credentials::parse(&String::from_utf8_lossy(bytes))?),
+            Some(Value::Gone) | None => Ok(Credentials::None),
+        }
     }
 
     /// What is known of all that a container names.

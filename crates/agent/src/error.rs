@@ -31,6 +31,9 @@ pub enum Error {
     Port { protocol: Protocol, port: u16, source: std::io::Error },
     #[error("a host-mode port cannot lead to a task that is on internal networks only")]
     Secluded,
+    /// Docker's text, which leaves out the reason.
+    #[error("No such image: {name} ({reason})")]
+    NoImage { name: String, reason: String },
     /// Docker's text.
     #[error("No such container: {0}")]
     NoSuchContainer(String),

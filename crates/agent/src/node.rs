@@ -344,6 +344,7 @@ pub(crate) fn runtime_config(config: &AgentConfig) -> RuntimeConfig {
         data_dir: config.data_dir.clone(),
         run_dir: config.run_dir.clone(),
         executable: config.executable.clone(),
+        registries: config.registries.clone(),
     }
 }
 

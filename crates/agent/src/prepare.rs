@@ -58,6 +58,22 @@ pub(crate) async fn container(node: &Node, record: &TaskRecord) -> Result<Option
     Ok(health::effective(spec.container.healthcheck.as_ref(), image.config.healthcheck.as_ref()))
 }
 
+/// Brings a task's image in when the node does not have it. A name with a digest means the same
+/// everywhere; for one without, registries are asked when services are created, not here.
+pub(crate) async fn image(node: &Node, task: &Task) -> Result<()> {
+    let name = &task.spec.container.image;
+    match node.runtime.image(name).await {
+        Err(shoal_runtime::Error::NoSuchImage(known)) => {
+            let credentials = node.deposits.credentials(task)?;
+            let pulled = node.runtime.pull(name, &credentials, "", None).await;
+            let pulled = pulled.map_err(|error| Error::NoImage { name: known, reason: error.to_string() })?;
+            tracing::info!(image = name, digest = pulled.digest, "pulled an image");
+            Ok(())
+        }
+        found => Ok(found.map(drop)?),
+    }
+}
+
 /// What a container finds around it.
 struct Place {
     /// `None` is the node's own.

@@ -114,7 +114,7 @@ impl Runner {
         }
         self.tables.mark_unchanged();
         self.values.mark_unchanged();
-        self.seen.values_known = self.node.deposits.are_known(&self.record.task.spec.container);
+        self.seen.values_known = self.node.deposits.are_known(&self.record.task);
         let networks = self.record.task.attachments.iter().map(|attachment| &attachment.network);
         self.seen.networks_ready =
             self.node.tables.are_ready(&EndpointId::from(&self.record.task.id), networks);
@@ -274,6 +274,11 @@ impl Runner {
         }
         self.seen.sandbox = !uses_host;
         self.seen.values = self.record.task.spec.container.deposits().next().is_some();
+        match self.have_image().await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return self.fail(error.to_string()),
+            None => return,
+        }
         match prepare::container(&self.node, &self.record).await {
             Ok(check) => {
                 self.seen.container = Container::Created;
@@ -285,6 +290,23 @@ impl Runner {
                 self.fail(error.to_string());
                 if let Err(error) = volumes::release(&self.node, &self.record.container, true).await {
                     tracing::warn!(task = %self.record.task.id, %error, "volumes that nobody uses stay for now");
+                }
+            }
+        }
+    }
+
+    /// A transfer may take long: it is given up, with `None`, when the task is not wanted any more.
+    async fn have_image(&mut self) -> Option<crate::Result<()>> {
+        let (node, task) = (self.node.clone(), self.record.task.clone());
+        let mut image = std::pin::pin!(prepare::image(&node, &task));
+        loop {
+            tokio::select! {
+                found = &mut image => return Some(found),
+                Some(order) = self.orders.recv() => {
+                    self.obey(order);
+                    if task::is_unwanted(&self.record) {
+                        return None;
+                    }
                 }
             }
         }

@@ -117,7 +117,7 @@ pub(crate) fn next(record: &TaskRecord, seen: &Observed, now: Timestamp) -> Acti
     if status.state.is_terminal() {
         return settle(record, seen);
     }
-    let unwanted = !record.assigned || record.task.desired > TaskState::Running;
+    let unwanted = is_unwanted(record);
     match seen.container {
         Container::Exited { code } => Action::Report(ended(record, code, now)),
         Container::Running { .. } if unwanted => stop(record),
@@ -127,6 +127,11 @@ pub(crate) fn next(record: &TaskRecord, seen: &Observed, now: Timestamp) -> Acti
         }
         Container::Absent | Container::Unfinished | Container::Created => prepare(record, seen, now),
     }
+}
+
+/// The manager wants it ended, or not at all.
+pub(crate) fn is_unwanted(record: &TaskRecord) -> bool {
+    !record.assigned || record.task.desired > TaskState::Running
 }
 
 /// The health to go by. Whether a running container has a check at all is known only once it is

@@ -117,12 +117,11 @@ impl Tasks {
         lock(&self.handles).values().map(|handle| handle.shown.borrow().clone()).collect()
     }
 
-    /// The secrets and configs that tasks name.
+    /// The kept values that tasks name.
     pub(crate) fn deposits(&self) -> BTreeSet<DepositId> {
         let handles = lock(&self.handles);
         let named = |handle: &Handle| -> Vec<DepositId> {
-            let record = &handle.shown.borrow().record;
-            record.task.spec.container.deposits().map(|reference| reference.deposit.clone()).collect()
+            handle.shown.borrow().record.task.deposits().cloned().collect()
         };
         handles.values().flat_map(named).collect()
     }

@@ -36,6 +36,7 @@ pub(crate) fn task(id: &str) -> Task {
         attachments: Vec::new(),
         running_since: None,
         released: false,
+        credentials: None,
         start_after: None,
         failures: Vec::new(),
         iteration: None,

@@ -47,6 +47,10 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
@@ -140,7 +144,10 @@ impl From<shoal_runtime::Error> for ApiError {
     fn from(error: shoal_runtime::Error) -> Self {
         use shoal_runtime::Error;
         let status = match &error {
-            Error::NoSuchImage(_) | Error::NoSuchContainer(_) | Error::NoSuchExec(_) => StatusCode::NOT_FOUND,
+            Error::NoSuchImage(_)
+            | Error::NoSuchManifest(_)
+            | Error::NoSuchContainer(_)
+            | Error::NoSuchExec(_) => StatusCode::NOT_FOUND,
             Error::ImageInUse(_) | Error::ContainerExists(_) | Error::NotRunning(_) => StatusCode::CONFLICT,
             // A program that is not there is the caller's mistake.
             Error::Start(_)

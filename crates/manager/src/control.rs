@@ -16,7 +16,8 @@ use crate::plan::behind;
 use crate::{Code, ControlError, Error};
 
 pub(crate) use deposit::{
-    create as create_deposit, open as open_deposit, remove as remove_deposit, update as update_deposit,
+    create as create_deposit, entrust, open as open_deposit, remove as remove_deposit,
+    update as update_deposit,
 };
 pub(crate) use find::find;
 pub(crate) use guest::state_guests;

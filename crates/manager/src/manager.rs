@@ -179,20 +179,41 @@ impl Manager {
     // === services ===
 
     /// Declares a service. Its virtual addresses and published ports are there when this returns,
-    /// unless a warning says why not.
-    pub async fn create_service(&self, spec: ServiceSpec) -> Result<Created, ControlError> {
-        self.shared.transact(|draft, now, ids| control::create_service(draft, now, ids, spec.clone())).await
+    /// unless a warning says why not. `credentials` are for the image's registry, in the form of Docker's
+    /// `X-Registry-Auth`.
+    pub async fn create_service(
+        &self,
+        spec: ServiceSpec,
+        credentials: Option<&str>,
+    ) -> Result<Created, ControlError> {
+        self.shared
+            .transact(|draft, now, ids| {
+                let created = control::create_service(draft, now, ids, spec.clone())?;
+                if let Some(credentials) = credentials {
+                    control::entrust(draft, now, ids, &created.id, credentials, &self.key)?;
+                }
+                Ok(created)
+            })
+            .await
     }
 
-    /// Changes a service whose record is at `version`; warnings, if any.
+    /// Changes a service whose record is at `version`; warnings, if any. Without `credentials` it keeps those
+    /// it has.
     pub async fn update_service(
         &self,
         id: &ServiceId,
         version: u64,
         spec: ServiceSpec,
+        credentials: Option<&str>,
     ) -> Result<Vec<String>, ControlError> {
         self.shared
-            .transact(|draft, now, _| control::update_service(draft, now, id, version, spec.clone()))
+            .transact(|draft, now, ids| {
+                let warnings = control::update_service(draft, now, id, version, spec.clone())?;
+                if let Some(credentials) = credentials {
+                    control::entrust(draft, now, ids, id, credentials, &self.key)?;
+                }
+                Ok(warnings)
+            })
             .await
     }
 

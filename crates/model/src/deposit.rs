@@ -1,4 +1,4 @@
-//! Secrets and configs: values that the cluster keeps for its tasks.
+//! Secrets and configs, and the credentials of services: values that the cluster keeps for its tasks.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{DepositId, Labels, Meta, Sealed};
 
-/// A secret or a config.
+/// A value that is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deposit {
     pub id: DepositId,
@@ -16,8 +16,8 @@ pub struct Deposit {
     pub value: Sealed,
 }
 
-/// Which of the two it is: they differ in who may read the value, in how long it may be, and in their names,
-/// which do not meet.
+/// What it is: kinds differ in who may read the value, in how long it may be, and in their names, which do not
+/// meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DepositKind {
@@ -25,6 +25,9 @@ pub enum DepositKind {
     Secret,
     /// Users, too.
     Config,
+    /// Nobody but the nodes of a service's tasks, which show it to the registry of its image. Users do not
+    /// see that there is such a thing, and it goes with its service.
+    Credentials,
 }
 
 impl DepositKind {
@@ -32,6 +35,7 @@ impl DepositKind {
         match self {
             Self::Secret => "secret",
             Self::Config => "config",
+            Self::Credentials => "credentials",
         }
     }
 }

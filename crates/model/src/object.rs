@@ -214,6 +214,9 @@ pub struct Service {
     /// Of a job: its execution now.
     #[serde(default)]
     pub job: Option<JobStatus>,
+    /// What nodes show the image's registry. Not of the declaration: other ones replace no task.
+    #[serde(default)]
+    pub credentials: Option<DepositId>,
 }
 
 /// One execution of a job. Every change of the service begins another.
@@ -272,6 +275,9 @@ pub struct Task {
     /// Not started before this time (restart delay).
     #[serde(default)]
     pub start_after: Option<Timestamp>,
+    /// Its service's when it was made.
+    #[serde(default)]
+    pub credentials: Option<DepositId>,
     /// Where tasks before it in its slot failed lately, oldest first: the scheduler avoids nodes on
     /// which a service keeps failing.
     #[serde(default)]
@@ -279,6 +285,14 @@ pub struct Task {
     /// Of a job's task: the execution of the job that it is part of. It is wanted until it has ended.
     #[serde(default)]
     pub iteration: Option<u64>,
+}
+
+impl Task {
+    /// The kept values that its node needs.
+    pub fn deposits(&self) -> impl Iterator<Item = &DepositId> {
+        let files = self.spec.container.deposits().map(|reference| &reference.deposit);
+        files.chain(&self.credentials)
+    }
 }
 
 /// A task failed on a node.

@@ -33,6 +33,12 @@ pub enum Error {
     /// What was to be loaded or imported is not an image.
     #[error("invalid image archive: {0}")]
     InvalidArchive(String),
+    /// The registry has no such image, or not for whoever asks (moby's texts).
+    #[error("{0}")]
+    NoSuchManifest(String),
+    /// A registry cannot be asked, or what it says cannot be used.
+    #[error("{0}")]
+    Registry(String),
     /// The container cannot be made as asked for.
     #[error("{0}")]
     InvalidConfig(String),

@@ -14,6 +14,7 @@ mod image;
 mod lease;
 mod log;
 pub mod log_shim;
+pub mod registry;
 mod rootfs;
 mod runtime;
 mod spec;
@@ -24,5 +25,5 @@ pub use container::{
 };
 pub use error::{Error, Result};
 pub use exec::{Exec, ExecConfig, ExecHandle, ExecInput, ExecOutput, ProbeResult};
-pub use image::{History, Image, ImageConfig, ImageDeletion, ImportOptions};
+pub use image::{History, Image, ImageConfig, ImageDeletion, ImportOptions, LayerStep, PullEvent, Pulled};
 pub use runtime::{Runtime, RuntimeConfig, Versions};

@@ -5,17 +5,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::Stream;
 use shoal_model::{ContainerId, LogEntry, LogSelector};
 use tokio::io::AsyncRead;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::client::{Client, ask};
 use crate::container::Containers;
 use crate::image::{self, Images};
+use crate::registry::{Credentials, Distribution, RegistryConfig, Repository};
 use crate::{
     Container, ContainerConfig, ContainerInput, ContainerOutput, ContainerState, Error, Exec, ExecConfig,
-    Exit, Image, ImageDeletion, ImportOptions, ProbeResult, Result, log,
+    Exit, Image, ImageDeletion, ImportOptions, ProbeResult, PullEvent, Pulled, Result, log,
 };
 
 /// Where containerd is and where this node's files live.
@@ -31,6 +34,7 @@ pub struct RuntimeConfig {
     pub run_dir: PathBuf,
     /// The program whose `log-shim DIR` verb writes container output.
     pub executable: PathBuf,
+    pub registries: RegistryConfig,
 }
 
 /// Versions of what containers run on.
@@ -50,7 +54,9 @@ pub struct Runtime {
 struct Inner {
     client: Client,
     images: Images,
+    pulling: image::Pulling,
     containers: Containers,
+    registries: RegistryConfig,
     /// Where archives are laid out while they are loaded.
     scratch: PathBuf,
 }
@@ -63,7 +69,14 @@ impl Runtime {
         let config = Arc::new(config);
         let scratch = config.data_dir.join("tmp");
         let containers = Containers::new(client.clone(), config.clone());
-        let inner = Inner { images: Images::new(client.clone()), client, containers, scratch };
+        let inner = Inner {
+            images: Images::new(client.clone()),
+            pulling: image::Pulling::default(),
+            client,
+            containers,
+            registries: config.registries.clone(),
+            scratch,
+        };
         let runtime = Runtime { inner: Arc::new(inner) };
         let found = runtime.containerd_version().await?;
         if !is_supported(&found) {
@@ -92,9 +105,43 @@ impl Runtime {
         image::load(&self.inner.images, &self.inner.scratch, tar).await
     }
 
+    /// Images as one archive, which [`load`](Self::load) takes, in pieces. Must be called within a tokio
+    /// runtime.
+    pub async fn save(&self, names: &[String]) -> Result<impl Stream<Item = Result<Bytes>> + Send + use<>> {
+        image::save(&self.inner.images, names).await
+    }
+
     /// Makes an image of a tar of a file system; returns its id.
     pub async fn import(&self, tar: impl AsyncRead + Send + Unpin, options: ImportOptions) -> Result<String> {
         image::import(&self.inner.images, &self.inner.scratch, tar, &options).await
+    }
+
+    /// Brings an image in from its registry. `platform` is `OS/ARCHITECTURE`, or empty for this machine's.
+    /// `watcher` hears what happens meanwhile, as far as it keeps up.
+    pub async fn pull(
+        &self,
+        name: &str,
+        credentials: &Credentials,
+        platform: &str,
+        watcher: Option<mpsc::Sender<PullEvent>>,
+    ) -> Result<Pulled> {
+        let Inner { images, pulling, registries, scratch, .. } = &*self.inner;
+        let wish = image::Wish { name, credentials, platform };
+        image::pull(images, pulling, registries, scratch, wish, watcher).await
+    }
+
+    /// What an image's registry says that the name stands for.
+    pub async fn distribution(&self, name: &str, credentials: &Credentials) -> Result<Distribution> {
+        let name = image::Reference::parse(name)?.with_default_tag();
+        Repository::open(&self.inner.registries, &name, credentials).await?.distribution().await
+    }
+
+    /// Whether a registry (`HOST[:PORT]`; empty is Docker's own) takes these credentials.
+    pub async fn log_in(&self, registry: &str, credentials: &Credentials) -> Result<()> {
+        let registry = if registry.is_empty() { "docker.io" } else { registry };
+        // Registries know permissions on repositories only: on this one, which need not exist.
+        let name = image::Reference::parse(&format!("{registry}/shoal/login"))?.with_default_tag();
+        Repository::open(&self.inner.registries, &name, credentials).await?.check().await
     }
 
     /// All images, the newest first.

@@ -6,10 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use shoal_agent::AgentConfig;
+use shoal_runtime::registry::RegistryConfig;
 
 /// Read when it is there and no other file is named.
 const CONFIG_FILE: &str = "/etc/shoal/daemon.json";
 const VERIFY_PERIOD_SECONDS: u64 = 10;
+/// Where roots of registries' certificates are looked for.
+const CERTIFICATES: [&str; 2] = ["/etc/shoal/certs.d", "/etc/docker/certs.d"];
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -52,6 +55,14 @@ pub(crate) struct DaemonArgs {
     /// A label of the engine, KEY=VALUE, for constraints and preferences (engine.labels.KEY); repeatable
     #[arg(long)]
     pub label: Vec<String>,
+    /// A registry (HOST[:PORT]) or network whose certificates are not checked, and which may be without TLS;
+    /// may be given several times
+    #[arg(long = "insecure-registry")]
+    pub insecure_registries: Vec<String>,
+    /// Directory with more roots for registries' certificates, HOST[:PORT]/*.crt
+    /// [default: /etc/shoal/certs.d and /etc/docker/certs.d]
+    #[arg(long)]
+    pub registry_certificates: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,6 +94,8 @@ struct File {
     log_format: Option<LogFormat>,
     verify_period: Option<u64>,
     labels: Vec<String>,
+    insecure_registries: Vec<String>,
+    registry_certificates: Option<PathBuf>,
 }
 
 /// Everything decided.
@@ -136,6 +149,13 @@ impl DaemonArgs {
                 verify_period: Duration::from_secs(
                     self.verify_period.or(file.verify_period).unwrap_or(VERIFY_PERIOD_SECONDS),
                 ),
+                registries: RegistryConfig {
+                    insecure: [self.insecure_registries, file.insecure_registries].concat(),
+                    certificates: match self.registry_certificates.or(file.registry_certificates) {
+                        Some(directory) => vec![std::path::absolute(directory)?],
+                        None => CERTIFICATES.map(PathBuf::from).to_vec(),
+                    },
+                },
             },
         })
     }

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 
 use super::{Node, shoal};
-use crate::{Netns, PATIENCE, process, wait_until};
+use crate::registry::PLAIN_PORT;
+use crate::{Netns, OUTSIDE, PATIENCE, process, wait_until};
 
 impl Node {
     /// The flags every verb that works without a daemon needs as well.
@@ -21,6 +22,8 @@ impl Node {
             ("--containerd", self.containerd_socket().display().to_string()),
             ("--containerd-namespace", self.containerd_namespace.clone()),
             ("--verify-period", self.options.verify_period.to_string()),
+            ("--insecure-registry", format!("{OUTSIDE}:{PLAIN_PORT}")),
+            ("--registry-certificates", path("certs.d")),
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])

@@ -1,6 +1,7 @@
 //! [`shoal_runtime::Image`] → images as Docker's clients read them.
 
 use shoal_model::Labels;
+use shoal_runtime::registry::Distribution;
 use shoal_runtime::{Image, ImageConfig, ImageDeletion};
 
 use super::service_out::healthcheck;
@@ -71,13 +72,24 @@ fn config(config: &ImageConfig) -> wire::Config {
     }
 }
 
+pub(crate) fn distribution(found: Distribution) -> wire::Distribution {
+    let Distribution { media_type, digest, size, platforms } = found;
+    wire::Distribution {
+        descriptor: wire::Descriptor { media_type, digest, size },
+        platforms: platforms
+            .into_iter()
+            .map(|(architecture, os)| wire::Platform { architecture, os })
+            .collect(),
+    }
+}
+
 /// An image of this node where a registry's is asked for. It has no digest that other nodes could find it
 /// by: clients take an empty one for none.
-pub(crate) fn distribution(image: &Image) -> wire::Distribution {
+pub(crate) fn own_distribution(image: &Image) -> wire::Distribution {
     wire::Distribution {
         descriptor: wire::Descriptor {
-            media_type: "application/vnd.docker.distribution.manifest.v2+json",
-            digest: "",
+            media_type: "application/vnd.docker.distribution.manifest.v2+json".to_owned(),
+            digest: String::new(),
             size: 0,
         },
         platforms: vec![wire::Platform { architecture: image.architecture.clone(), os: image.os.clone() }],

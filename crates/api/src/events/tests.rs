@@ -64,6 +64,7 @@ fn task(state: TaskState, container: bool, exit_code: i32) -> Object {
         attachments: Vec::new(),
         running_since: None,
         released: false,
+        credentials: None,
         start_after: None,
         failures: Vec::new(),
         iteration: None,

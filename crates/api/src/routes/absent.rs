@@ -26,7 +26,6 @@ where
         .route("/build/prune", post(no_build))
         .route("/session", any(no_build))
         .route("/grpc", any(no_build))
-        .route("/auth", post(async || refuse("registries are")))
         .route("/commit", post(async || refuse("making images from containers is")))
 }
 

@@ -65,7 +65,7 @@ async fn list(kind: DepositKind, State(cluster): State<ClusterSide>, params: Par
 /// With its value, if that may be shown.
 fn shown(manager: &Manager, deposit: &Deposit) -> Result<wire::Deposit> {
     let value = match deposit.spec.kind {
-        DepositKind::Secret => None,
+        DepositKind::Secret | DepositKind::Credentials => None,
         DepositKind::Config => Some(manager.config_value(deposit).map_err(ApiError::from_control)?),
     };
     Ok(convert::deposit(deposit, value.as_deref()))

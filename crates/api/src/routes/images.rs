@@ -6,11 +6,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
+use shoal_runtime::registry::Credentials;
 use shoal_runtime::{Error, Image, ImportOptions};
 use tokio_util::io::StreamReader;
 
@@ -22,6 +23,8 @@ use crate::filters::Filters;
 use crate::query::{Name, Params};
 use crate::wire::image as wire;
 
+pub(super) mod pull;
+
 const FILTERS: &[&str] = &["before", "dangling", "label", "reference", "since"];
 
 /// How long the rest of an archive that could not be used is taken in.
@@ -32,7 +35,7 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/images/json", get(list))
         .route("/images/load", post(load))
         .route("/images/create", post(create))
-        .route("/images/get", get(async || ApiError::unsupported("saving images is")))
+        .route("/images/get", get(save_all))
         .route("/images/search", get(async || ApiError::unsupported("searching registries is")))
         .route("/images/prune", post(prune))
         // Image names have slashes: what is asked of the image is the end of the path.
@@ -137,10 +140,8 @@ async fn load(State(node): State<NodeSide>, request: Request<Body>) -> Result<Re
 /// `docker import`; `docker pull` is the same path with other parameters.
 async fn create(State(node): State<NodeSide>, params: Params, request: Request<Body>) -> Result<Response> {
     if let Some(name) = params.given("fromImage") {
-        return Err(ApiError::unsupported_but(
-            "pulling images is",
-            format!("bring {name} in with docker load or docker import"),
-        ));
+        let credentials = credentials(request.headers())?;
+        return pull::pull(node, pull::name(name, params.get("tag")), credentials, &params).await;
     }
     match params.get("fromSrc") {
         Some("-") => {}
@@ -166,11 +167,24 @@ async fn create(State(node): State<NodeSide>, params: Params, request: Request<B
     Ok(progress(std::iter::once(wire::Progress { status: Some(id), ..wire::Progress::default() })))
 }
 
+/// Who asks a registry: Docker's `X-Registry-Auth`.
+pub(super) fn credentials(headers: &HeaderMap) -> Result<Credentials> {
+    let header = headers.get("X-Registry-Auth").map(HeaderValue::to_str).transpose();
+    let header = header.map_err(|_| ApiError::bad_request("invalid X-Registry-Auth header"))?;
+    Ok(Credentials::parse(header.unwrap_or_default())?)
+}
+
 /// A progress stream: JSON objects, each on a line that ends as Docker's do.
 fn progress(lines: impl Iterator<Item = wire::Progress>) -> Response {
-    let text: String =
-        lines.filter_map(|line| serde_json::to_string(&line).ok()).map(|line| line + "\r\n").collect();
-    let mut response = Response::new(Body::from(text));
+    stream_of(Body::from(lines.map(|progress| line(&progress)).collect::<String>()))
+}
+
+fn line(progress: &wire::Progress) -> String {
+    serde_json::to_string(progress).unwrap_or_default() + "\r\n"
+}
+
+fn stream_of(body: Body) -> Response {
+    let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
@@ -187,10 +201,23 @@ async fn read(State(node): State<NodeSide>, Name(path): Name) -> Result<Response
         let image = node.agent.runtime().image(name).await?;
         return Ok(body::ok(&convert::history(&image)));
     }
-    if path.ends_with("/get") {
-        return Err(ApiError::unsupported("saving images is"));
+    if let Some(name) = path.strip_suffix("/get") {
+        return save(&node, &[name.to_owned()]).await;
     }
     Err(ApiError::not_found("page not found"))
+}
+
+/// `docker save` of several.
+async fn save_all(State(node): State<NodeSide>, params: Params) -> Result<Response> {
+    let names: Vec<String> = params.all("names").map(str::to_owned).collect();
+    save(&node, &names).await
+}
+
+async fn save(node: &NodeSide, names: &[String]) -> Result<Response> {
+    let pieces = node.agent.runtime().save(names).await?;
+    let mut response = Response::new(Body::from_stream(pieces));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+    Ok(response)
 }
 
 async fn change(State(node): State<NodeSide>, Name(path): Name, params: Params) -> Result<Response> {
@@ -221,7 +248,8 @@ async fn prune(State(node): State<NodeSide>, params: Params) -> Result<Response>
         node.agent.containers().await?.into_iter().map(|view| view.container.image_id).collect();
     let (mut deletions, mut reclaimed) = (Vec::new(), 0);
     for image in node.agent.runtime().images().await? {
-        let wanted = (!nameless_only || image.references.is_empty()) && !used.contains(&image.id);
+        let nameless = image.references.is_empty() && image.digests.is_empty();
+        let wanted = (!nameless_only || nameless) && !used.contains(&image.id);
         if !wanted || !filters.labels("label", convert::labels(&image)) {
             continue;
         }

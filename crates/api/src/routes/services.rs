@@ -2,11 +2,12 @@
 
 use axum::Router;
 use axum::extract::{FromRef, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::{get, post};
 use shoal_manager::Manager;
 use shoal_model::{NetworkId, ServiceMode, ServiceSpec};
+use shoal_runtime::registry::Credentials;
 
 use super::tasks::stream_logs;
 use crate::body::{self, Json};
@@ -64,12 +65,24 @@ fn mode(mode: ServiceMode) -> &'static str {
     }
 }
 
-async fn create(State(cluster): State<ClusterSide>, Json(spec): Json<wire::ServiceSpec>) -> Result<Response> {
+async fn create(
+    State(cluster): State<ClusterSide>,
+    headers: HeaderMap,
+    Json(spec): Json<wire::ServiceSpec>,
+) -> Result<Response> {
     let manager = cluster.manager()?;
     let spec = read(spec, &manager)?;
-    let created = manager.create_service(spec).await.map_err(ApiError::from_control)?;
+    let created =
+        manager.create_service(spec, credentials(&headers)?).await.map_err(ApiError::from_control)?;
     let warnings = Some(created.warnings).filter(|warnings| !warnings.is_empty());
     Ok(body::json(StatusCode::CREATED, &wire::Created { id: created.id.to_string(), warnings }))
+}
+
+/// What nodes are to show the image's registry. It stays as it came: whoever needs it reads it then.
+fn credentials(headers: &HeaderMap) -> Result<Option<&str>> {
+    let nobody = super::images::credentials(headers)? == Credentials::None;
+    let header = headers.get("X-Registry-Auth").and_then(|header| header.to_str().ok());
+    Ok(header.filter(|_| !nobody))
 }
 
 /// Networks may be named; the model knows ids only.
@@ -90,10 +103,12 @@ async fn update(
     State(cluster): State<ClusterSide>,
     Name(id): Name,
     params: Params,
+    headers: HeaderMap,
     Json(spec): Json<wire::ServiceSpec>,
 ) -> Result<Response> {
     let manager = cluster.manager()?;
     let version = super::version(&params, "service")?;
+    // A service has one set of credentials, whatever it declares and declared.
     match params.get("registryAuthFrom") {
         None | Some("" | "spec" | "previous-spec") => {}
         Some(other) => {
@@ -104,7 +119,7 @@ async fn update(
     let warnings = match params.get("rollback") {
         None | Some("" | "none") => {
             let spec = read(spec, &manager)?;
-            manager.update_service(&service.id, version, spec).await
+            manager.update_service(&service.id, version, spec, credentials(&headers)?).await
         }
         // The body is the current spec then, and means nothing.
         Some("previous") => manager.rollback_service(&service.id, version).await,

@@ -85,6 +85,7 @@ fn an_endpoint_is_shown_once_there_is_something_to_reach() {
         allocation_error: String::new(),
         update_status: None,
         job: None,
+        credentials: None,
     };
     let show = |service: &model::Service| {
         serde_json::to_value(service_out::service(service, Defaults::Omit)).unwrap()
@@ -158,6 +159,7 @@ fn a_job_is_shown_with_its_execution() {
         removing: false,
         allocation_error: String::new(),
         update_status: None,
+        credentials: None,
         job: Some(model::JobStatus { iteration: 0, begun: begun.parse().unwrap() }),
     };
     let status =
@@ -349,6 +351,7 @@ fn a_task_is_shown_as_dockers() {
         attachments: vec![at(1), at(0)],
         running_since: None,
         released: false,
+        credentials: None,
         start_after: None,
         failures: Vec::new(),
         iteration: None,

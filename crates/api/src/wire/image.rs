@@ -58,8 +58,8 @@ pub(crate) struct Distribution {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
-    pub(crate) media_type: &'static str,
-    pub(crate) digest: &'static str,
+    pub(crate) media_type: String,
+    pub(crate) digest: String,
     pub(crate) size: u64,
 }
 
@@ -151,6 +151,31 @@ pub(crate) struct Pruned {
     pub(crate) space_reclaimed: u64,
 }
 
+/// What `docker login` sends.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub(crate) struct AuthConfig {
+    pub(crate) username: String,
+    pub(crate) password: String,
+    pub(crate) serveraddress: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct LoggedIn {
+    pub(crate) status: &'static str,
+    pub(crate) identity_token: &'static str,
+}
+
+/// How much of something is done, in bytes.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ProgressDetail {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) current: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) total: Option<u64>,
+}
+
 /// One JSON object of a progress stream.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Progress {
@@ -158,6 +183,10 @@ pub(crate) struct Progress {
     pub(crate) stream: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) status: Option<String>,
+    #[serde(rename = "progressDetail", skip_serializing_if = "Option::is_none")]
+    pub(crate) progress_detail: Option<ProgressDetail>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<String>,
     #[serde(rename = "errorDetail", skip_serializing_if = "Option::is_none")]
     pub(crate) error_detail: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use shoal_model::{
     ContainerSpec, Deposit, DepositId, DepositKind, DepositReference, DepositSpec, IdGenerator, Labels, Meta,
-    Object, ObjectKey,
+    Object, ObjectKey, Service, ServiceId,
 };
 use shoal_store::State;
 
@@ -22,6 +22,7 @@ fn value_bound(kind: DepositKind) -> usize {
     match kind {
         DepositKind::Secret => 500 * 1024,
         DepositKind::Config => 1000 * 1024,
+        DepositKind::Credentials => 64 * 1024,
     }
 }
 
@@ -50,6 +51,29 @@ pub(crate) fn create(
     let deposit = Deposit { id: id.clone(), meta: Meta::new(now.wall), spec, value };
     draft.put(Object::Deposit(deposit));
     Ok(id)
+}
+
+/// Gives a service what its image's registry is to be shown; the same again changes nothing.
+pub(crate) fn entrust(
+    draft: &mut Draft,
+    now: Now,
+    ids: &mut IdGenerator,
+    id: &ServiceId,
+    credentials: &str,
+    key: &ClusterKey,
+) -> Result<(), ControlError> {
+    let service = draft.state().service(id).cloned();
+    let service = service.ok_or_else(|| ControlError::not_found("service", id.as_str()))?;
+    let held = service.credentials.as_ref().and_then(|held| draft.state().deposit(held));
+    if held.is_some_and(|held| open(held, key).is_ok_and(|held| held == credentials.as_bytes())) {
+        return Ok(());
+    }
+    let name = format!("service-{}", ids.object_id());
+    let kind = DepositKind::Credentials;
+    let spec = DepositSpec { kind, name, labels: Labels::new(), templated: false };
+    let deposit = create(draft, now, ids, spec, credentials.as_bytes(), key)?;
+    draft.put(Object::Service(Service { credentials: Some(deposit), ..Service::clone(&service) }));
+    Ok(())
 }
 
 /// The value of a deposit.

@@ -52,6 +52,7 @@ pub(crate) fn create(
         allocation_error: String::new(),
         update_status: None,
         job,
+        credentials: None,
     };
     let id = service.id.clone();
     let warnings = put(draft, service);

@@ -139,8 +139,7 @@ impl Hub {
                 next_deadline = [next_deadline, deadline].into_iter().flatten().min();
                 view.tasks.insert(task.id.clone(), self.assigned(task, desired));
                 if desired <= TaskState::Running && !task.status.state.is_terminal() {
-                    let named = task.spec.container.deposits().map(|reference| &reference.deposit);
-                    view.deposits.extend(named.map(|id| (id.clone(), state.deposit(id).cloned())));
+                    view.deposits.extend(task.deposits().map(|id| (id.clone(), state.deposit(id).cloned())));
                 }
             }
             if let Some(session) = self.sessions.get_mut(&node)

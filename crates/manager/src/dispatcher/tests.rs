@@ -242,7 +242,7 @@ async fn a_task_lives_drains_and_is_forgotten_through_the_session() {
     until(manager, || manager.state().nodes().all(|node| !node.is_silent())).await;
 
     let net = create_network(manager).await;
-    let web = manager.create_service(spec("web", 2, &[&net])).await.unwrap().id;
+    let web = manager.create_service(spec("web", 2, &[&net]), None).await.unwrap().id;
     node.until(|node| node.tasks.len() == 2).await;
     assert_eq!(node.before_tasks, BTreeSet::from([ingress(), net.clone()]), "tables come before tasks");
     assert!(node.tables[&net].services[&web].vip.is_some());
@@ -263,7 +263,7 @@ async fn a_task_lives_drains_and_is_forgotten_through_the_session() {
     let service = manager.find_service("web").unwrap();
     let mut fewer = service.spec.clone();
     fewer.mode = ServiceMode::Replicated { replicas: 1 };
-    manager.update_service(&web, service.meta.version, fewer).await.unwrap();
+    manager.update_service(&web, service.meta.version, fewer, None).await.unwrap();
     node.until(|node| node.backends(&net) == 1).await;
     let stops =
         |node: &FakeNode| node.tasks.values().filter(|task| task.desired > TaskState::Running).count();
@@ -313,7 +313,7 @@ async fn a_table_stays_until_the_end_of_the_nodes_last_task_is_acknowledged() {
     let net = create_network(manager).await;
     let mut declared = spec("once", 1, &[&net]);
     declared.task.restart.condition = RestartCondition::None;
-    manager.create_service(declared).await.unwrap();
+    manager.create_service(declared, None).await.unwrap();
     node.until(|node| node.tasks.len() == 1).await;
     node.ack_all().await;
     let id = node.tasks.keys().next().unwrap().clone();
@@ -363,7 +363,7 @@ impl Store for Faulty {
 async fn statuses_that_could_not_be_stored_are_stored_later() {
     let host = host().await;
     let _node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
-    host.manager.create_service(spec("web", 1, &[])).await.unwrap();
+    host.manager.create_service(spec("web", 1, &[]), None).await.unwrap();
     let task = || host.manager.state().tasks().find(|task| task.node.is_some()).cloned();
     until(&host.manager, || task().is_some()).await;
     let id = task().unwrap().id.clone();
@@ -397,7 +397,7 @@ async fn a_stop_without_acknowledgement_comes_after_the_bound() {
     let host = host().await;
     let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
     let net = create_network(&host.manager).await;
-    let web = host.manager.create_service(spec("web", 1, &[&net])).await.unwrap().id;
+    let web = host.manager.create_service(spec("web", 1, &[&net]), None).await.unwrap().id;
     node.until(|node| node.tasks.len() == 1).await;
     let id = node.tasks.keys().next().unwrap().clone();
     node.report(&id, TaskState::Running).await;
@@ -415,7 +415,7 @@ async fn a_manager_reopened_in_process_goes_on_with_what_nodes_hold() {
     let host = host().await;
     let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
     let net = create_network(&host.manager).await;
-    host.manager.create_service(spec("web", 1, &[&net])).await.unwrap();
+    host.manager.create_service(spec("web", 1, &[&net]), None).await.unwrap();
     node.until(|node| node.tasks.len() == 1).await;
     let held: Vec<_> =
         node.tables.values().map(|table| TableAck::new(&table.network, table.version)).collect();
@@ -460,7 +460,7 @@ async fn strangers_are_turned_away_and_nodes_speak_for_their_own_tasks_only() {
     let refused = FakeNode::connect(host.config.socket.clone(), &"stranger".into(), vec![]).await;
     assert_eq!(refused.err().unwrap().code(), tonic::Code::PermissionDenied);
     let node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
-    host.manager.create_service(spec("web", 1, &[])).await.unwrap();
+    host.manager.create_service(spec("web", 1, &[]), None).await.unwrap();
     let manager = &host.manager;
     let task = || manager.state().tasks().next().cloned();
     until(manager, || task().is_some_and(|task| task.node.is_some())).await;
@@ -474,7 +474,7 @@ async fn strangers_are_turned_away_and_nodes_speak_for_their_own_tasks_only() {
 async fn log_lines_come_through_the_session_and_a_lost_node_is_said() {
     let host = host().await;
     let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
-    host.manager.create_service(spec("web", 1, &[])).await.unwrap();
+    host.manager.create_service(spec("web", 1, &[]), None).await.unwrap();
     node.until(|node| node.tasks.len() == 1).await;
     let task = node.tasks.keys().next().unwrap().clone();
     let entry = LogEntry { time: Timestamp::now(), source: LogSource::Stdout, line: b"hello\n".to_vec() };
@@ -503,7 +503,7 @@ async fn a_slow_reader_of_logs_holds_back_the_node_and_misses_nothing() {
     const FRAMES: usize = 100;
     let host = host().await;
     let mut node = FakeNode::connect(host.config.socket.clone(), &host.node, vec![]).await.unwrap();
-    host.manager.create_service(spec("web", 1, &[])).await.unwrap();
+    host.manager.create_service(spec("web", 1, &[]), None).await.unwrap();
     node.until(|node| node.tasks.len() == 1).await;
     let task = node.tasks.keys().next().unwrap().clone();
     let lines = host.manager.logs(vec![task.clone()], LogSelector::default());

@@ -80,6 +80,7 @@ pub(super) fn create(
         attachments: Vec::new(),
         running_since: None,
         released: false,
+        credentials: service.credentials.clone(),
         start_after,
         failures,
         iteration: service.job.map(|job| job.iteration),

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shoal_model::{Attachment, Network, NodeId, Object, ObjectKey, Resting, TableVersion, Task, TaskState};
+use shoal_model::{
+    Attachment, DepositId, DepositKind, Network, NodeId, Object, ObjectKey, Resting, TableVersion, Task,
+    TaskState,
+};
 
 use shoal_store::State;
 
@@ -21,12 +24,29 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
             planner.draft.remove(ObjectKey::Task(task.id.clone()));
         }
     }
+    forget_credentials(planner);
     for service in planner.services() {
         if !service.removing {
             forget_history(planner, &service);
         } else if planner.state().service_tasks(&service.id).next().is_none() {
             planner.draft.remove(ObjectKey::Service(service.id.clone()));
         }
+    }
+}
+
+/// Credentials go when no service has them any more, and no task that may still need an image.
+fn forget_credentials(planner: &mut Planner<'_>) {
+    let state = planner.state();
+    let kept: BTreeSet<&DepositId> =
+        state.services().filter_map(|service| service.credentials.as_ref()).collect();
+    let is_needed = |id: &DepositId| {
+        let waits = |task: &Arc<Task>| task.status.state < TaskState::Running;
+        kept.contains(id) || state.tasks().any(|task| waits(task) && task.credentials.as_ref() == Some(id))
+    };
+    let all = state.deposits(DepositKind::Credentials).map(|deposit| deposit.id.clone());
+    let unneeded: Vec<DepositId> = all.filter(|id| !is_needed(id)).collect();
+    for id in unneeded {
+        planner.draft.remove(ObjectKey::Deposit(id));
     }
 }
 

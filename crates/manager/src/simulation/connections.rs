@@ -24,7 +24,16 @@ impl World {
     pub(super) fn connections(&mut self) {
         self.connections_later();
         let failed = self.failing();
+        let now = self.now();
         for failed in failed {
+            let spared = self.is_spared(&failed);
+            let until = self.facts.spared.get(&failed.endpoint);
+            if spared {
+                self.facts.spared.insert(failed.endpoint.clone(), None);
+            } else if until == Some(&None) {
+                // Since the last look.
+                self.facts.spared.insert(failed.endpoint.clone(), Some(now));
+            }
             if !self.is_excused(&failed) {
                 let Failed { from, to, network, endpoint, ended } = failed;
                 self.violate(format!(
@@ -88,8 +97,12 @@ impl World {
         }
         // A manager that never heard of the node was away itself.
         let known = manager.hub.seen().contains_key(&target.id);
-        let bound = if known && !self.is_spared(failed) { SUSPECT } else { DOWN };
-        now < last + bound + self.slack()
+        if !known || self.is_spared(failed) {
+            return now < last + DOWN + self.slack();
+        }
+        // A backend that has been spared goes as soon as others can take over.
+        let spared = self.facts.spared.get(&failed.endpoint).copied().flatten().unwrap_or_default();
+        now < (last + SUSPECT).max(spared) + self.slack()
     }
 
     /// The backend stays, since too many of its service are suspect.

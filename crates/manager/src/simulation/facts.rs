@@ -42,6 +42,8 @@ pub(super) struct Facts {
     /// Addresses that were handed out while they rested, since no other was left: nodes that were down
     /// may still send there.
     woken: BTreeSet<(NetworkId, IpAddr)>,
+    /// Until when backends on silent nodes were kept since too few others were left; `None`: they are.
+    pub(super) spared: BTreeMap<EndpointId, Option<Duration>>,
 }
 
 pub(super) type Holders = BTreeMap<(NetworkId, IpAddr), String>;

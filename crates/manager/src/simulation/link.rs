@@ -116,7 +116,8 @@ impl World {
     }
 
     pub(super) fn resume(&mut self, id: LinkId, end: End) {
-        let Some(link) = self.links.get_mut(&id) else { return };
+        // What waited goes with the machine or the connection it waited in.
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.broken) else { return };
         if self.cut.contains(&link.node) {
             return;
         }

@@ -1,7 +1,7 @@
 //! What is in an archive: images ready to be put into the content store.
 
 use super::archive::{Archive, Compression, Spooled, blocking};
-use super::document::{ArchiveEntry, Configuration, Descriptor, Index, Manifest, media};
+use super::document::{ArchiveEntry, Configuration, Descriptor, Index, Manifest, Platform, media};
 use super::reference::{Reference, is_digest};
 use crate::{Error, Result};
 
@@ -18,7 +18,8 @@ pub(super) struct Bundle {
     pub(super) config: Vec<u8>,
     pub(super) config_descriptor: Descriptor,
     pub(super) configuration: Configuration,
-    pub(super) layers: Vec<(Descriptor, Spooled)>,
+    /// Without a file: the content store has it.
+    pub(super) layers: Vec<(Descriptor, Option<Spooled>)>,
 }
 
 impl Bundle {
@@ -135,7 +136,7 @@ async fn layout_image(
     for layer in manifest.layers {
         let file = archive.require(&blob_path(&layer.digest)?)?.clone();
         verify(&layer.digest, &file.digest)?;
-        layers.push((layer, file));
+        layers.push((layer, Some(file)));
     }
     Ok(Some(Bundle {
         names: name.into_iter().collect(),
@@ -156,10 +157,7 @@ fn name_of(descriptor: &Descriptor) -> Option<Reference> {
 }
 
 fn is_ours(descriptor: &Descriptor) -> bool {
-    let ours = |platform: &super::document::Platform| {
-        platform.os == "linux" && platform.architecture == super::architecture()
-    };
-    descriptor.platform.as_ref().is_none_or(ours)
+    descriptor.platform.as_ref().is_none_or(|platform| *platform == Platform::of_this_machine())
 }
 
 async fn blob(archive: &Archive, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
@@ -183,13 +181,13 @@ fn verify(expected: &str, found: &str) -> Result<()> {
     Err(Error::InvalidArchive(format!("the content of {expected} is {found}")))
 }
 
-fn describe_layer(file: Spooled) -> Result<(Descriptor, Spooled)> {
+fn describe_layer(file: Spooled) -> Result<(Descriptor, Option<Spooled>)> {
     let media_type = match Compression::of_file(&file.path)? {
         Compression::None => media::DOCKER_LAYER,
         Compression::Gzip => media::DOCKER_LAYER_GZIP,
         Compression::Zstd => media::OCI_LAYER_ZSTD,
     };
-    Ok((descriptor(media_type, &file.digest, file.size), file))
+    Ok((descriptor(media_type, &file.digest, file.size), Some(file)))
 }
 
 pub(super) fn descriptor(media_type: &str, digest: &str, size: u64) -> Descriptor {
@@ -202,6 +200,6 @@ pub(super) fn descriptor(media_type: &str, digest: &str, size: u64) -> Descripto
     }
 }
 
-pub(super) fn parse<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| Error::InvalidArchive(format!("{what}: {error}")))
 }

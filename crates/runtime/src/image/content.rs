@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::io::Read;
 
+use bytes::Bytes;
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    ApplyRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
 };
 use containerd_client::types;
+use futures::Stream;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -36,6 +38,7 @@ const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot";
 pub(super) async fn store(lease: &Lease, bundle: &Bundle) -> Result<types::Descriptor> {
     let client = &lease.client;
     for (layer, file) in &bundle.layers {
+        let Some(file) = file else { continue };
         write(client, &layer.digest, layer.size, HashMap::new(), Source::File(file)).await?;
     }
     let top = unpack(lease, bundle).await?;
@@ -58,6 +61,14 @@ pub(super) async fn store(lease: &Lease, bundle: &Bundle) -> Result<types::Descr
         size: size as i64,
         annotations: HashMap::new(),
     })
+}
+
+/// Whether the store has a blob. From now on it is leased, so it stays.
+pub(super) async fn has(lease: &Lease, digest: &str) -> Result<bool> {
+    lease.add("content", digest).await?;
+    let request = || InfoRequest { digest: digest.to_owned() };
+    let found = ask!(lease.client, format!("looking for {digest}"), content.info(request()));
+    Ok(optional(found)?.is_some())
 }
 
 enum Source<'a> {
@@ -180,6 +191,24 @@ pub(super) async fn read(client: &Client, digest: &str) -> Result<Vec<u8>> {
             }
         })
         .await
+}
+
+/// A blob in parts.
+pub(super) async fn stream(
+    client: &Client,
+    digest: &str,
+) -> Result<impl Stream<Item = Result<Bytes>> + Unpin + use<>> {
+    let action = format!("reading {digest}");
+    let request = || ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let parts = ask!(client, action.clone(), content.read(request()))?;
+    Ok(parts.map(move |part| match part {
+        Ok(part) => Ok(Bytes::from(part.data)),
+        Err(status) => Err(Error::Containerd {
+            action: action.clone(),
+            code: status.code(),
+            message: status.message().to_owned(),
+        }),
+    }))
 }
 
 /// Names of the snapshots that layers stacked on each other make, lowest first: the digest of the

@@ -11,7 +11,7 @@ use shoal_model::{Healthcheck, Labels};
 
 use super::{History, ImageConfig};
 
-pub(super) mod media {
+pub(crate) mod media {
     pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     pub(crate) const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
@@ -36,39 +36,46 @@ pub(super) struct ArchiveEntry {
 /// A pointer to content.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Descriptor {
-    pub(super) media_type: String,
-    pub(super) size: u64,
-    pub(super) digest: String,
+pub(crate) struct Descriptor {
+    pub(crate) media_type: String,
+    pub(crate) size: u64,
+    pub(crate) digest: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "nullable")]
-    pub(super) annotations: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) platform: Option<Platform>,
+    pub(crate) platform: Option<Platform>,
 }
 
+/// What an image is made for, in Go's words. Variants of an architecture are not told apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Platform {
-    pub(super) architecture: String,
-    pub(super) os: String,
+pub(crate) struct Platform {
+    pub(crate) architecture: String,
+    pub(crate) os: String,
+}
+
+impl Platform {
+    pub(crate) fn of_this_machine() -> Self {
+        Self { architecture: super::architecture().to_owned(), os: "linux".to_owned() }
+    }
 }
 
 /// Several images under one name, one per platform; also the entry point of an OCI layout.
 #[derive(Debug, Deserialize)]
-pub(super) struct Index {
+pub(crate) struct Index {
     #[serde(default, deserialize_with = "nullable")]
-    pub(super) manifests: Vec<Descriptor>,
+    pub(crate) manifests: Vec<Descriptor>,
 }
 
 /// What one image consists of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Manifest {
-    pub(super) schema_version: u32,
+pub(crate) struct Manifest {
+    pub(crate) schema_version: u32,
     #[serde(default)]
-    pub(super) media_type: String,
-    pub(super) config: Descriptor,
+    pub(crate) media_type: String,
+    pub(crate) config: Descriptor,
     #[serde(default, deserialize_with = "nullable")]
-    pub(super) layers: Vec<Descriptor>,
+    pub(crate) layers: Vec<Descriptor>,
 }
 
 /// The configuration, as far as it is used here.

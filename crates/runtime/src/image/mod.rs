@@ -3,9 +3,11 @@
 mod archive;
 mod bundle;
 mod content;
-mod document;
+pub(crate) mod document;
 mod import;
-mod reference;
+mod pull;
+pub(crate) mod reference;
+mod save;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -15,13 +17,18 @@ use serde::{Deserialize, Serialize};
 use shoal_model::{Healthcheck, Labels};
 use tokio::io::AsyncRead;
 
+pub(crate) use bundle::parse;
 pub(crate) use content::{SNAPSHOTTER, digest_of, remove_snapshot};
+pub(crate) use document::Platform;
+pub use pull::{LayerStep, PullEvent, Pulled};
+pub(crate) use pull::{Pulling, Wish, pull};
+pub(crate) use reference::Reference;
+pub(crate) use save::save;
 pub(crate) use store::{Entry, Images, User};
 
 use crate::Result;
 use archive::{Archive, spool, temporary};
 use bundle::Bundle;
-use reference::Reference;
 
 /// An image on this node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

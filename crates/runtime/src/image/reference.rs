@@ -59,6 +59,20 @@ impl Reference {
         format!("{}/{}", self.domain, self.path)
     }
 
+    /// The registry.
+    pub(crate) fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The repository's name in its registry.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
     pub(crate) fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
     }
@@ -69,6 +83,11 @@ impl Reference {
             self.tag = Some("latest".to_owned());
         }
         self
+    }
+
+    /// The same repository's image with this digest.
+    pub(crate) fn with_digest(&self, digest: &str) -> Self {
+        Self { tag: None, digest: Some(digest.to_owned()), ..self.clone() }
     }
 
     /// `repository:tag`: the name under which containerd knows the image.

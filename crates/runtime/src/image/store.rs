@@ -56,13 +56,23 @@ impl Entry {
         self.names.first().map_or_else(|| self.id().to_owned(), Reference::full)
     }
 
+    pub(super) fn manifest(&self) -> &types::Descriptor {
+        &self.contents.manifest
+    }
+
     pub(crate) fn image(&self) -> Image {
         let mut image = self.contents.image.clone();
-        image.references = self.names.iter().map(Reference::familiar).collect();
+        let (digests, tags): (Vec<&Reference>, Vec<&Reference>) =
+            self.names.iter().partition(|name| name.digest().is_some());
+        image.references = tags.iter().map(|name| name.familiar()).collect();
         image.references.sort();
-        let repositories: BTreeSet<String> = self.names.iter().map(Reference::familiar_repository).collect();
-        let digest = &self.contents.manifest.digest;
-        image.digests = repositories.into_iter().map(|name| format!("{name}@{digest}")).collect();
+        // What never was in a registry goes by the digest of its own manifest.
+        let known: BTreeSet<String> = digests.iter().map(|name| name.repository()).collect();
+        let own = tags.iter().filter(|name| !known.contains(&name.repository()));
+        let own: BTreeSet<Reference> =
+            own.map(|name| name.with_digest(&self.contents.manifest.digest)).collect();
+        image.digests = digests.into_iter().chain(&own).map(Reference::familiar).collect();
+        image.digests.sort();
         image
     }
 }
@@ -122,19 +132,37 @@ impl Images {
 
     /// Finds an image by name, digest, id or the start of an id.
     pub(crate) async fn find(&self, name: &str) -> Result<Entry> {
-        pick(self.list().await?, name).map(|(entry, _)| entry)
+        self.pick(name).await.map(|(entry, _)| entry)
+    }
+
+    /// The same, with the name it was found by, if it was one.
+    pub(super) async fn pick(&self, name: &str) -> Result<(Entry, Option<Reference>)> {
+        pick(self.list().await?, name)
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether all of these names stand for the image with this manifest.
+    pub(super) async fn have(&self, names: &[Reference], manifest: &str) -> Result<bool> {
+        let entries = self.list().await?;
+        let entry = entries.iter().find(|entry| entry.contents.manifest.digest == manifest);
+        Ok(entry.is_some_and(|entry| names.iter().all(|name| entry.names.contains(name))))
     }
 
     /// Stores an image and gives it its names; returns its id.
     pub(super) async fn add(&self, bundle: &Bundle) -> Result<String> {
         let lease = Lease::new(&self.client).await?;
-        let stored = store(&lease, bundle).await;
-        let result = match stored {
-            Ok(target) => self.name(bundle, &target).await,
-            Err(error) => Err(error),
-        };
+        let result = self.keep(&lease, bundle).await;
         lease.end().await;
         result.map(|()| bundle.config_descriptor.digest.clone())
+    }
+
+    /// The same under the caller's lease.
+    pub(super) async fn keep(&self, lease: &Lease, bundle: &Bundle) -> Result<()> {
+        let target = store(lease, bundle).await?;
+        self.name(bundle, &target).await
     }
 
     async fn name(&self, bundle: &Bundle, target: &types::Descriptor) -> Result<()> {
@@ -257,7 +285,8 @@ fn removal(entry: &Entry, reference: Option<&Reference>, force: bool, users: &[U
     let id = short(entry.id());
     let mut using = users.iter().filter(|user| user.image == entry.id());
     if let Some(reference) = reference {
-        let last = entry.names.len() <= 1;
+        let untag = with_digests(entry, reference);
+        let last = entry.names.iter().all(|name| untag.contains(name));
         if last
             && !force
             && let Some(user) = using.next()
@@ -269,16 +298,12 @@ fn removal(entry: &Entry, reference: Option<&Reference>, force: bool, users: &[U
             )));
         }
         let needed = using.next().is_some() || users.iter().any(|user| user.image == entry.id());
-        return Ok(Removal {
-            untag: vec![reference.clone()],
-            delete: last && !needed,
-            keep_nameless: last && needed,
-        });
+        return Ok(Removal { untag, delete: last && !needed, keep_nameless: last && needed });
     }
     let refuse = |remedy: &str, reason: String| {
         Err(Error::ImageInUse(format!("conflict: unable to delete {id} ({remedy}) - {reason}")))
     };
-    if entry.names.len() > 1 && !force {
+    if !is_single(entry) && !force {
         return refuse("must be forced", "image is referenced in multiple repositories".to_owned());
     }
     for user in using {
@@ -296,6 +321,26 @@ fn removal(entry: &Entry, reference: Option<&Reference>, force: bool, users: &[U
         }
     }
     Ok(Removal { untag: entry.names.iter().cloned().collect(), delete: true, keep_nameless: false })
+}
+
+/// A name, and when it is the last tag of its repository, the digests known there too.
+fn with_digests(entry: &Entry, reference: &Reference) -> Vec<Reference> {
+    let digest = reference.digest();
+    // A tag beside a digest says nothing.
+    let reference = digest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
+    let mut of_repository = entry.names.iter().filter(|name| name.repository() == reference.repository());
+    let mut untag = vec![reference.clone()];
+    if digest.is_none() && of_repository.clone().all(|name| name.digest().is_some() || *name == reference) {
+        untag.extend(of_repository.by_ref().filter(|name| name.digest().is_some()).cloned());
+    }
+    untag
+}
+
+/// One name, beside digests of the same repository (moby's `isSingleReference`).
+fn is_single(entry: &Entry) -> bool {
+    let tags = entry.names.iter().filter(|name| name.digest().is_none()).count();
+    let repositories: BTreeSet<String> = entry.names.iter().map(Reference::repository).collect();
+    tags <= 1 && repositories.len() <= 1
 }
 
 /// The image and those of its layers that no other image has, topmost first.
@@ -330,8 +375,9 @@ fn is_named(entry: &Entry, wanted: &Reference) -> bool {
     match wanted.digest() {
         None => entry.names.contains(wanted),
         Some(digest) => {
-            entry.contents.manifest.digest == digest
-                && entry.names.iter().any(|name| name.repository() == wanted.repository())
+            let of_repository = || entry.names.iter().filter(|name| name.repository() == wanted.repository());
+            of_repository().any(|name| name.digest() == Some(digest))
+                || (entry.contents.manifest.digest == digest && of_repository().next().is_some())
         }
     }
 }

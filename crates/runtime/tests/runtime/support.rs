@@ -37,6 +37,7 @@ impl World {
             data_dir: dir.path().join("data"),
             run_dir: dir.path().join("run"),
             executable: logger(),
+            registries: Default::default(),
         };
         let runtime = Runtime::connect(config.clone()).await.unwrap();
         Self { runtime, config, dir }

@@ -30,6 +30,7 @@ fn service(id: &str, name: &str, network: &str) -> Service {
         allocation_error: String::new(),
         update_status: None,
         job: None,
+        credentials: None,
     }
 }
 

@@ -182,3 +182,32 @@ fn a_service_cannot_come_to_name_what_is_removed_meanwhile() {
     let there = shoal_store::Expect::Exists(ObjectKey::Deposit(id).path());
     assert!(expect.contains(&there), "{expect:?}");
 }
+
+#[test]
+fn credentials_live_as_long_as_their_service() {
+    let mut vault = Vault::new();
+    let web = vault.service(Vec::new()).unwrap();
+    let entrust = |vault: &mut Vault, credentials: &str| {
+        let Vault { world, key, .. } = vault;
+        world.control(|draft, now, ids| entrust(draft, now, ids, &web, credentials, key)).unwrap();
+        world.settle();
+        let kept: Vec<_> = world.state.deposits(DepositKind::Credentials).cloned().collect();
+        let [kept] = kept.as_slice() else { panic!("{kept:?}") };
+        assert_eq!(open(kept, key).unwrap(), credentials.as_bytes());
+        assert_eq!(world.state.service(&web).unwrap().credentials.as_ref(), Some(&kept.id));
+        kept.id.clone()
+    };
+    let first = entrust(&mut vault, "one");
+    assert_eq!(entrust(&mut vault, "one"), first, "the same again changes nothing");
+    let second = entrust(&mut vault, "two");
+    assert_ne!(second, first);
+    vault.world.change(&web, |spec| spec.mode = shoal_model::ServiceMode::Replicated { replicas: 3 });
+    vault.world.settle();
+    let held: Vec<_> = vault.world.state.tasks().filter_map(|task| task.credentials.clone()).collect();
+    assert!(held.contains(&second), "a new task has them: {held:?}");
+    vault.world.control(|draft, _, _| crate::control::remove_service(draft, &web)).unwrap();
+    for _ in 0..3 {
+        vault.world.settle();
+    }
+    assert_eq!(vault.world.state.deposits(DepositKind::Credentials).count(), 0);
+}
