@@ -50,10 +50,12 @@ impl World {
         Some(format!("{} is outdated", outdated.name()))
     }
 
-    /// Each of its places holds one task that has done its work.
+    /// Each of its places holds one task that has done its work; another may have done it on a node that was
+    /// given up.
     fn job_unfinished(&self, job: &shoal_model::Service, total: u64) -> Option<String> {
         let iteration = job.job.map(|job| job.iteration);
-        let tasks = self.truth.service_tasks(&job.id).filter(|task| task.iteration == iteration);
+        let tasks = self.truth.service_tasks(&job.id);
+        let tasks = tasks.filter(|task| task.iteration == iteration && task.desired <= TaskState::Running);
         let mut done: Vec<u64> = tasks.filter(|task| task.is_done()).map(|task| task.slot).collect();
         done.sort_unstable();
         let places: Vec<u64> = (0..total).collect();
