@@ -33,3 +33,4 @@ mod told;
 mod vip;
 mod volumes;
 mod walkthrough;
+mod whatever;

@@ -53,7 +53,8 @@ impl World {
         netns.ip(&["link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge"]);
         netns.ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", BRIDGE]);
         netns.ip(&["link", "set", BRIDGE, "up"]);
-        // What it has no way to is said to be unreachable, as routers do, instead of vanishing.
+        // Whoever asks for what is not here is told so at once: a packet that vanished would be waited for.
+        netns.ip(&["route", "add", "prohibit", "default"]);
         netns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).unwrap();
         let world = Self { netns, asked: Asked::default() };
         world.serve_dns();
