@@ -53,11 +53,9 @@ impl World {
         netns.ip(&["link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge"]);
         netns.ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", BRIDGE]);
         netns.ip(&["link", "set", BRIDGE, "up"]);
-        // Whoever asks for what is not here is told so at once: a packet that vanished would be waited for.
-        netns.ip(&["route", "add", "prohibit", "default"]);
-        netns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).unwrap();
         let world = Self { netns, asked: Asked::default() };
         world.serve_dns();
+        world.serve_machines_dns();
         world.serve_web();
         world
     }
@@ -110,6 +108,18 @@ impl World {
                 std::thread::spawn(move || stub.serve_tcp(stream, |name| seen.lock().unwrap().push(name)));
             }
         });
+    }
+
+    /// The machine's own name servers, which know nothing here: what a daemon asks by itself it asks them, and
+    /// it would wait for one that is not there.
+    fn serve_machines_dns(&self) {
+        let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let named = text.lines().filter_map(|line| line.strip_prefix("nameserver ")?.trim().parse().ok());
+        for address in named.filter(|address: &Ipv4Addr| !address.is_loopback()) {
+            self.netns.ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+            let (udp, _) = self.netns.run(move || bind(SocketAddr::from((address, 53))).unwrap());
+            std::thread::spawn(move || Stub { names: Vec::new() }.serve_udp(&udp, drop));
+        }
     }
 
     fn serve_web(&self) {
