@@ -32,15 +32,10 @@ pub(super) async fn attach(node: &Node, record: &PlainRecord) -> Result<Vec<Atta
             }
         }
     }
-    let mut tables = node.tables.in_force();
     let endpoint = EndpointId::new(record.id.as_str());
-    let networks = || attachments.iter().map(|attachment| &attachment.network);
-    let ready = tables.wait_for(|_| node.tables.are_ready(&endpoint, networks()));
-    match tokio::time::timeout(TABLES_BOUND, ready).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(_)) => return Err(Error::Closed),
-        Err(_) => return Err(Error::NotInForce(first.network.clone())),
-    }
+    let networks: Vec<_> = attachments.iter().map(|attachment| attachment.network.clone()).collect();
+    let ready = tokio::time::timeout(TABLES_BOUND, node.tables.ready(&endpoint, &networks)).await;
+    ready.map_err(|_| Error::NotInForce(first.network.clone()))?;
     Ok(attachments)
 }
 
@@ -69,13 +64,8 @@ pub(super) async fn furnish(node: &Node, record: &PlainRecord) -> Result<Option<
 /// Takes over the sandbox of a running container, once its networks are in force.
 pub(super) async fn adopt(node: &Node, record: &PlainRecord) -> Result<Option<Healthcheck>> {
     let networks: Vec<_> = record.attachments.iter().map(|attachment| attachment.network.clone()).collect();
-    let mut tables = node.tables.in_force();
     // Without an end: a manager that is away may come back.
-    let endpoint = EndpointId::new(record.id.as_str());
-    tables
-        .wait_for(|_| node.tables.are_ready(&endpoint, networks.iter()))
-        .await
-        .map_err(|_| Error::Closed)?;
+    node.tables.ready(&EndpointId::new(record.id.as_str()), &networks).await;
     if record.left {
         // Its sandbox is what is left of it: no interface is to be made again.
         serve_none(node, record).await?;

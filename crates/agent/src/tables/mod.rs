@@ -208,6 +208,13 @@ impl Tables {
         })
     }
 
+    /// Waits until they are. Nobody may look from within a watcher's `wait_for`: that holds the tables in force,
+    /// and `are_ready` takes the lock that whoever wants to change them holds.
+    pub(crate) async fn ready(&self, endpoint: &EndpointId, networks: &[NetworkId]) {
+        let mut changes = self.in_force();
+        while !self.are_ready(endpoint, networks.iter()) && changes.changed().await.is_ok() {}
+    }
+
     /// The tables in force, and their changes.
     pub(crate) fn in_force(&self) -> watch::Receiver<InForce> {
         self.in_force.subscribe()

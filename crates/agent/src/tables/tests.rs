@@ -49,6 +49,37 @@ fn a_table_from_before_the_endpoint_is_not_enough() {
     assert!(ready(&tables));
 }
 
+/// Who waits looks whenever tables change, also while more of them come: neither stands in the other's way.
+#[test]
+fn who_waits_for_tables_holds_up_nobody_who_brings_them() {
+    let table = testing::table("n1", 3);
+    let (networks, endpoint) = ([table.network.clone()], EndpointId::new("t1"));
+    let tables = Arc::new(Tables::new(vec![table.clone()]));
+    let (brought, all_brought) = tokio::sync::oneshot::channel();
+    let (ended, both_ended) = std::sync::mpsc::channel();
+    let (bringer, told) = (tables.clone(), ended.clone());
+    std::thread::spawn(move || {
+        for _ in 0..50_000 {
+            bringer.put(table.clone());
+        }
+        brought.send(()).unwrap();
+        told.send(()).unwrap();
+    });
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            tokio::select! {
+                () = tables.ready(&endpoint, &networks) => panic!("the endpoint is in no table"),
+                _ = all_brought => {}
+            }
+        });
+        ended.send(()).unwrap();
+    });
+    for _ in 0..2 {
+        both_ended.recv_timeout(Duration::from_secs(60)).expect("they wait for each other");
+    }
+}
+
 #[test]
 fn an_orphans_mark_lasts_until_the_tables_let_go_of_it() {
     let mut table = testing::table("n1", 3);
