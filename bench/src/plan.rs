@@ -184,6 +184,7 @@ fn task(service: &Service, number: u32, slot: u32, meta: Meta, ids: &mut IdGener
         meta,
         service: service.id.clone(),
         service_name: service.spec.name.clone(),
+        service_labels: service.spec.labels.clone(),
         slot: u64::from(slot) + 1,
         pinned: None,
         spec: service.spec.task.clone(),

@@ -25,6 +25,8 @@ fn a_container_is_as_its_service_declares_it() {
     let flags = [
         ["--env", "PLAIN=a b"],
         ["--env", "PLACE={{.Service.Name}}/{{.Task.Slot}}/{{.Node.Hostname}}"],
+        ["--label", "com.example.tier=front"],
+        ["--env", "TIER={{index .Service.Labels \"com.example.tier\"}}"],
         ["--hostname", "h{{.Task.Slot}}"],
         ["--user", "nobody"],
         ["--group", "4242"],
@@ -63,7 +65,7 @@ fn a_container_is_as_its_service_declares_it() {
     };
     assert_eq!(host("args"), "first second\n");
     assert_eq!(host("tty"), "yes\n");
-    assert_eq!(sees("echo $PLAIN; echo $PLACE"), "a b\nfull/1/node1");
+    assert_eq!(sees("echo $PLAIN; echo $PLACE; echo $TIER"), "a b\nfull/1/node1\nfront");
     assert_eq!(sees("hostname; pwd; id -u; id -G"), "h1\n/var\n65534\n65534 4242");
     assert!(sees("cat /proc/1/cmdline | tr '\\0' ' '").starts_with("/sbin/docker-init -- /bin/sh -c"));
     assert_eq!(sees("touch /www/x 2>&1 | grep -c Read-only; cat /fixed/file"), "1\nfixed");

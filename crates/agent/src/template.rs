@@ -24,7 +24,8 @@ impl Context<'_> {
             ".Task.ID" => task.id.to_string(),
             ".Task.Name" => task.name(),
             ".Task.Slot" => task.slot.to_string(),
-            _ => return None,
+            // One that the service does not have is empty.
+            _ => task.service_labels.get(label(key)?).cloned().unwrap_or_default(),
         })
     }
 
@@ -104,9 +105,19 @@ fn fill<E>(text: &str, value: impl Fn(&str) -> Result<String, E>) -> Result<Stri
 /// `secret "name"` as its two parts.
 fn argument(key: &str) -> Option<(&str, &str)> {
     let (function, rest) = key.split_once(char::is_whitespace)?;
-    let rest = rest.trim();
-    let quoted = |quote: char| rest.strip_prefix(quote)?.strip_suffix(quote);
-    Some((function, quoted('"').or_else(|| quoted('`'))?))
+    Some((function, quoted(rest)?))
+}
+
+fn quoted(text: &str) -> Option<&str> {
+    let text = text.trim();
+    let within = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
+    within('"').or_else(|| within('`'))
+}
+
+/// The label that `.Service.Labels.name` or `index .Service.Labels "any.name"` asks for.
+fn label(key: &str) -> Option<&str> {
+    let indexed = || key.strip_prefix("index")?.trim_start().strip_prefix(".Service.Labels").and_then(quoted);
+    key.strip_prefix(".Service.Labels.").or_else(indexed)
 }
 
 /// One that is not set is empty, as in SwarmKit.
@@ -129,6 +140,25 @@ mod tests {
         assert_eq!(filled("{{.Service.Name}}-{{ .Task.Slot }}@{{.Node.Hostname}}"), "web-1@host1");
         assert_eq!(filled("{{.Nobody}} {{ {{.Task.ID}}"), "{{.Nobody}} {{ {{.Task.ID}}");
         assert_eq!(filled("plain"), "plain");
+    }
+
+    #[test]
+    fn a_label_of_the_service_may_be_asked_for_by_its_name() {
+        let mut task = testing::task("t1");
+        let labels = [("tier", "front"), ("com.example.tier", "back")];
+        task.service_labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let node = NodeId::new("n");
+        let context = Context { task: &task, node: &node, node_name: "host1" };
+        let filled = |text| context.expand(text);
+        assert_eq!(
+            filled("{{.Service.Labels.tier}} {{ index .Service.Labels \"com.example.tier\" }}"),
+            "front back"
+        );
+        assert_eq!(filled("<{{.Service.Labels.other}}>"), "<>");
+        assert_eq!(
+            filled("{{.Service.Labels}} {{index .Task.Labels `tier`}}"),
+            "{{.Service.Labels}} {{index .Task.Labels `tier`}}"
+        );
     }
 
     struct Known(ContainerSpec);

@@ -14,6 +14,7 @@ pub(crate) fn task(id: &str) -> Task {
         meta: Meta::new(Timestamp::UNIX_EPOCH),
         service: ServiceId::new("s1"),
         service_name: "web".to_owned(),
+        service_labels: shoal_model::Labels::new(),
         slot: 1,
         pinned: None,
         spec: TaskSpec {

@@ -248,6 +248,9 @@ pub struct Task {
     pub meta: Meta,
     pub service: ServiceId,
     pub service_name: String,
+    /// Its service's when it was made.
+    #[serde(default)]
+    pub service_labels: Labels,
     /// 0 in a global service.
     pub slot: u64,
     /// The one node that may run it: in a global service each node has a task of its own.

@@ -46,6 +46,7 @@ fn task(state: TaskState, container: bool, exit_code: i32) -> Object {
         meta: Meta::new(Timestamp::UNIX_EPOCH),
         service: "s1".into(),
         service_name: "web".to_owned(),
+        service_labels: Default::default(),
         slot: 1,
         pinned: None,
         spec: shoal_model::TaskSpec {

@@ -341,6 +341,7 @@ fn a_task_is_shown_as_dockers() {
         meta,
         service: golden["ServiceID"].as_str().unwrap().into(),
         service_name: "myservice".to_owned(),
+        service_labels: Default::default(),
         slot: 1,
         pinned: None,
         spec,

@@ -70,6 +70,7 @@ pub(super) fn create(
         meta: Meta::new(now),
         service: service.id.clone(),
         service_name: service.spec.name.clone(),
+        service_labels: service.spec.labels.clone(),
         slot,
         pinned,
         spec: service.spec.task.clone(),
