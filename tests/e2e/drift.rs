@@ -164,16 +164,16 @@ fn what_somebody_takes_out_of_the_nodes_network_comes_back() {
     let stage = Stage::set(1);
     let tasks = stage.node.running("web", 2);
     stage.survives("a published port's slots deleted", "nft: ports16 lacks tcp . 8000 . 3", || {
-        stage.in_node("nft delete element ip shoal ports16 '{ tcp . 8000 . 3, tcp . 8000 . 4 }'");
+        stage.in_node("nft delete element inet shoal ports16 '{ tcp . 8000 . 3, tcp . 8000 . 4 }'");
     });
     stage.survives("a map flushed", "nft: ports16 lacks tcp . 8000 . ", || {
-        stage.in_node("nft flush map ip shoal ports16");
+        stage.in_node("nft flush map inet shoal ports16");
     });
-    stage.survives("every rule of the node flushed", "nft: table ip shoal is gone", || {
+    stage.survives("every rule of the node flushed", "nft: table inet shoal is gone", || {
         stage.in_node("nft flush ruleset");
     });
-    stage.survives("a rule put in front", "nft: the rules of table ip shoal were changed", || {
-        stage.in_node("nft insert rule ip shoal publish tcp dport 8000 drop");
+    stage.survives("a rule put in front", "nft: the rules of table inet shoal were changed", || {
+        stage.in_node("nft insert rule inet shoal publish tcp dport 8000 drop");
     });
     stage.survives("forwarding switched off", "sysctl: net/ipv4/ip_forward is 0, not 1", || {
         stage.in_node("sysctl -qw net.ipv4.ip_forward=0");
@@ -257,7 +257,7 @@ fn verify_names_what_differs_and_says_so_with_its_exit_code() {
     assert!(table.contains("mynet") && table.contains("The node holds what its tables say."), "{table}");
 
     empty(&stage.map("services"));
-    stage.in_node("nft flush map ip shoal ports16");
+    stage.in_node("nft flush map inet shoal ports16");
     let output = stage.node.shoal(&["verify"]);
     assert_eq!(output.code, 1, "{output}");
     for told in [format!("mynet: balancer: {} is missing", stage.vip), "nft: ports16 lacks".to_owned()] {

@@ -68,7 +68,7 @@ fn a_port_of_the_node_leads_to_its_task() {
     node.start_daemon();
     assert_eq!(answers(&node, 8080).0, name, "with the next one");
     node.tables_are_true();
-    for wrong in ["nft flush map ip shoal host_ports", "nft flush ruleset"] {
+    for wrong in ["nft flush map inet shoal host_ports", "nft flush ruleset"] {
         assert_eq!(node.netns.run(move || sh(wrong)), Some(0), "{wrong}");
         node.shoal(&["verify"]);
         assert_eq!(answers(&node, 8080).0, name, "after {wrong}");

@@ -31,7 +31,10 @@ pub use cluster::Cluster;
 pub use leaks::{unmount_below, unpin};
 pub use netns::Netns;
 pub use node::{Container, Node, NodeOptions, shoal};
-pub use world::{CLIENT, DNS_SERVER, GATEWAY, NODE, OUTSIDE, OUTSIDE_NAME, World, node_address};
+pub use world::{
+    CLIENT, CLIENT_V6, DNS_SERVER, GATEWAY, GATEWAY_V6, NODE, OUTSIDE, OUTSIDE_NAME, World, node_address,
+    node_address_v6,
+};
 
 /// Long enough for anything that works on a busy machine; a wait that needs it has failed anyway.
 pub const PATIENCE: Duration = Duration::from_secs(60);

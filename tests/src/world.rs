@@ -2,7 +2,7 @@
 //! nodes. One namespace, no way out of it.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use crate::Netns;
@@ -14,6 +14,9 @@ pub const NODE: Ipv4Addr = node_address(1);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// A client that reaches the node through the gateway.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+/// The same in IPv6 (RFC 3849).
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 113, 0, 0, 0, 0, 7);
 /// A web server that says who asked.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 /// Its name in the outside DNS.
@@ -29,6 +32,11 @@ const BRIDGE_MAC: &str = "02:00:c0:00:02:01";
 /// The address of a world's Nth node, counted from 1.
 pub const fn node_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, 9 + number)
+}
+
+/// The same in IPv6.
+pub const fn node_address_v6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 9 + number as u16)
 }
 
 /// The world's end of a node's link.
@@ -50,8 +58,10 @@ impl World {
         for address in [CLIENT, OUTSIDE, DNS_SERVER] {
             netns.ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
         }
+        netns.ip(&["addr", "add", &format!("{CLIENT_V6}/128"), "dev", "lo"]);
         netns.ip(&["link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge"]);
         netns.ip(&["addr", "add", &format!("{GATEWAY}/24"), "dev", BRIDGE]);
+        netns.ip(&["addr", "add", &format!("{GATEWAY_V6}/64"), "dev", BRIDGE, "nodad"]);
         netns.ip(&["link", "set", BRIDGE, "up"]);
         let world = Self { netns, asked: Asked::default() };
         world.serve_dns();
@@ -67,8 +77,10 @@ impl World {
         self.netns.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", path]);
         self.netns.ip(&["link", "set", &port, "master", BRIDGE, "up"]);
         node.ip(&["addr", "add", &format!("{}/24", node_address(number)), "dev", "eth0"]);
+        node.ip(&["addr", "add", &format!("{}/64", node_address_v6(number)), "dev", "eth0", "nodad"]);
         node.ip(&["link", "set", "eth0", "up"]);
         node.ip(&["route", "add", "default", "via", &GATEWAY.to_string()]);
+        node.ip(&["-6", "route", "add", "default", "via", &GATEWAY_V6.to_string()]);
     }
 
     /// Takes the Nth node's link away, with its addresses and routes.
@@ -91,9 +103,11 @@ impl World {
         self.asked.lock().unwrap().clone()
     }
 
-    /// A connection from [`CLIENT`], an address that is routed to the node and not on its link.
+    /// A connection from [`CLIENT`] or [`CLIENT_V6`], addresses that are routed to the node and not on its
+    /// link.
     pub fn connect_from_client(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
-        self.netns.run(move || connect_from(CLIENT, to))
+        let source = if to.is_ipv4() { CLIENT.into() } else { CLIENT_V6.into() };
+        self.netns.run(move || connect_from(source, to))
     }
 
     fn serve_dns(&self) {
@@ -145,14 +159,14 @@ impl Default for World {
 }
 
 /// A connection with a chosen source address, which the standard library cannot make.
-fn connect_from(source: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
+fn connect_from(source: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
     use std::os::fd::AsRawFd;
 
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
-    let SocketAddr::V4(to) = to else { return Err(std::io::Error::other("IPv4 only")) };
-    let made = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    bind(made.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(source, 0)))?;
-    connect(made.as_raw_fd(), &SockaddrIn::from(to))?;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let made = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(made.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+    connect(made.as_raw_fd(), &SockaddrStorage::from(to))?;
     Ok(TcpStream::from(made))
 }
 

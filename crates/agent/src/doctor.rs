@@ -258,7 +258,7 @@ mod tests {
         let mut report = NodeReport { drift, ..NodeReport::default() };
         let well = tables(Some(Ok(report.clone())));
         assert!(well.ok && well.detail.contains("3 differences found and 2 repaired"), "{}", well.detail);
-        report.differences.push("nft: table ip shoal is gone".to_owned());
+        report.differences.push("nft: table inet shoal is gone".to_owned());
         assert!(!tables(Some(Ok(report))).ok);
     }
 

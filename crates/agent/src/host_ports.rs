@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 use shoal_balancer::{KernelState, PortKey};
-use shoal_model::{PortConfig, Protocol, PublishMode, Task, TaskId};
+use shoal_model::{IpVersion, PortConfig, Protocol, PublishMode, Task, TaskId};
 use shoal_network::Fabric;
 
 use crate::node::Node;
@@ -118,7 +118,7 @@ impl HostPorts {
     }
 
     pub(crate) fn keys(&self) -> BTreeSet<PortKey> {
-        self.ways().into_keys().map(key).collect()
+        self.ways().into_keys().flat_map(keys).collect()
     }
 
     /// Brings what is wanted into force. The node's own programs first: once the node accepts a port, who
@@ -127,11 +127,15 @@ impl HostPorts {
         let mut applied = self.applied.lock().await;
         let wanted = self.ways();
         for (port, way) in wanted.iter().filter(|(port, way)| applied.get(port) != Some(way)) {
-            node.balancer.set_port(key(*port), &BTreeSet::from([*way]))?;
+            for key in keys(*port) {
+                node.balancer.set_port(key, &BTreeSet::from([*way]))?;
+            }
         }
         node.fabric.host_ports(&wanted).await?;
         for port in applied.keys().filter(|port| !wanted.contains_key(port)) {
-            node.balancer.remove_port(key(*port))?;
+            for key in keys(*port) {
+                node.balancer.remove_port(key)?;
+            }
         }
         *applied = wanted;
         Ok(())
@@ -148,9 +152,9 @@ impl HostPorts {
     pub(crate) async fn differences(&self, fabric: &Fabric, kernel: &KernelState) -> Result<Vec<String>> {
         let wanted = self.ways();
         let mut differences = fabric.host_port_differences(&wanted).await?;
-        for ((protocol, port), way) in wanted {
-            if kernel.ports.get(&PortKey { protocol, port }) != Some(&BTreeSet::from([way])) {
-                let protocol = protocol.as_str();
+        for (at, way) in wanted {
+            if keys(at).any(|key| kernel.ports.get(&key) != Some(&BTreeSet::from([way]))) {
+                let (protocol, port) = (at.0.as_str(), at.1);
                 differences.push(format!("balancer: port {port}/{protocol} does not lead to {way}"));
             }
         }
@@ -158,8 +162,9 @@ impl HostPorts {
     }
 }
 
-fn key((protocol, port): (Protocol, u16)) -> PortKey {
-    PortKey { protocol, port }
+/// The node's own programs reach a port by either version of IP.
+fn keys((protocol, port): (Protocol, u16)) -> impl Iterator<Item = PortKey> {
+    IpVersion::ALL.into_iter().map(move |version| PortKey { version, protocol, port })
 }
 
 /// A socket that holds this port, or one that is free and not published otherwise, and its number.

@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use ipnet::IpNet;
 use nix::fcntl::{Flock, FlockArg};
 use shoal_balancer::{Balancer, BalancerConfig};
 use shoal_model::{
     ContainerId, IdGenerator, LogEntry, LogSelector, NodeDescription, NodeReport, TaskId, TaskStatus,
 };
-use shoal_network::{Fabric, NetworkConfig};
+use shoal_network::{Fabric, NetworkConfig, OwnNetwork};
 use shoal_runtime::{Container as RuntimeContainer, Runtime, RuntimeConfig};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -248,6 +247,7 @@ impl Node {
     pub(crate) fn description(&self) -> NodeDescription {
         let uname = nix::sys::utsname::uname().ok();
         let machine = uname.as_ref().map(|name| name.machine().to_string_lossy().into_owned());
+        let own = self.fabric.own_network().borrow().clone();
         NodeDescription {
             hostname: self.config.node_name.clone(),
             architecture: machine.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
@@ -256,7 +256,8 @@ impl Node {
             memory: memory(),
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             engine_labels: self.config.engine_labels.clone(),
-            routes: self.fabric.route_changes().borrow().clone(),
+            routes: own.routes,
+            addresses: own.addresses,
         }
     }
 }
@@ -266,8 +267,8 @@ impl Host for Node {
         Node::description(self)
     }
 
-    fn routes(&self) -> watch::Receiver<BTreeSet<IpNet>> {
-        self.fabric.route_changes()
+    fn own_network(&self) -> watch::Receiver<OwnNetwork> {
+        self.fabric.own_network()
     }
 
     fn tables(&self) -> &Tables {

@@ -2,19 +2,19 @@
 
 mod renewal;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use ipnet::IpNet;
 use jiff::Timestamp;
 use shoal_model::{
     DepositId, GuestAnswer, IdGenerator, LogEntry, LogSelector, Network, NetworkId, NetworkTable,
     NodeDescription, NodeId, NodeReport, TableDelta, TableVersion, Task, TaskId, TaskStatus,
 };
+use shoal_network::OwnNetwork;
 use shoal_protocol::identity::{BadCredentials, Credentials, NodeCertificate};
 use shoal_protocol::session::dispatcher_client::DispatcherClient;
 use shoal_protocol::session::manager_message::Message as Down;
@@ -64,7 +64,7 @@ pub(crate) struct Assigned {
 pub(crate) trait Host: Send + Sync + 'static {
     fn description(&self) -> NodeDescription;
     /// The part of the description that changes while the node runs.
-    fn routes(&self) -> watch::Receiver<BTreeSet<IpNet>>;
+    fn own_network(&self) -> watch::Receiver<OwnNetwork>;
     fn tables(&self) -> &Tables;
     fn guests(&self) -> &Guests;
     fn obey(self: &Arc<Self>, assigned: Assigned);
@@ -198,7 +198,7 @@ struct Session<H> {
     heartbeat: Duration,
     logs: Subscriptions<H>,
     /// Changes when the description is to be told anew.
-    routes: watch::Receiver<BTreeSet<IpNet>>,
+    own_network: watch::Receiver<OwnNetwork>,
     renewal: Renewal,
     /// The root, PEM, that the node's certificate is to be of.
     issuer: String,
@@ -234,8 +234,8 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
     let (outbox, frames) = mpsc::channel(OUTBOX);
     let held = node.tables().in_force().borrow().clone();
     // Before the description is made, so that no change is missed.
-    let mut routes = node.routes();
-    routes.mark_unchanged();
+    let mut own_network = node.own_network();
+    own_network.mark_unchanged();
     // A table on its way into force counts for nothing, but who does not want it any more has to say so.
     let underway = node.tables().wanted().into_iter().filter(|network| !held.contains_key(network));
     let underway = underway.map(|network| TableAck::new(&network, TableVersion::default()));
@@ -266,7 +266,7 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
     node.report_all();
     let logs = Subscriptions::new(node.clone(), outbox.clone());
     let issuer = String::new();
-    Ok(Session { node: node.clone(), outbox, inbox, heartbeat, logs, routes, renewal, issuer, told })
+    Ok(Session { node: node.clone(), outbox, inbox, heartbeat, logs, own_network, renewal, issuer, told })
 }
 
 impl<H: Host> Session<H> {
@@ -276,7 +276,7 @@ impl<H: Host> Session<H> {
         let mut in_force = node.tables().in_force();
         // What came into force since the hello.
         in_force.mark_changed();
-        let mut routes = self.routes.clone();
+        let mut own_network = self.own_network.clone();
         let mut statement = node.guests().statement();
         // In each session anew: the manager may have missed anything.
         statement.mark_changed();
@@ -300,7 +300,7 @@ impl<H: Host> Session<H> {
                     let tables = in_force.borrow_and_update().clone();
                     self.acknowledge(&tables).await?;
                 }
-                changed = routes.changed() => {
+                changed = own_network.changed() => {
                     changed.map_err(|_| Ended::Closed)?;
                     self.send(Up::Description(encode(&node.description()))).await?;
                 }

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_balancer::{DnsPorts, KernelState, SandboxEntry};
-use shoal_model::{EndpointEntry, NetworkId, NetworkTable, NodeId, NodeReport, TableCounts, TableReport};
+use shoal_balancer::{DnsPorts, KernelState, PortKey, SandboxEntry};
+use shoal_model::{IpVersion, NetworkId, NetworkTable, NodeId, NodeReport, TableCounts, TableReport};
 use shoal_network::{FabricState, SandboxConfig};
 use shoal_resolver::Names;
 use shoal_resolver::feed::State;
@@ -17,7 +17,7 @@ use shoal_resolver::feed::State;
 use crate::node::Node;
 use crate::resolver::Served;
 use crate::sandbox::Tenant;
-use crate::tables::{InForce, ports, services};
+use crate::tables::{InForce, local_ports, ports, services};
 use crate::{Error, Result, sandbox};
 
 /// Between the two looks.
@@ -254,12 +254,11 @@ fn compare(
     for key in found.keys().filter(|key| !expected.contains_key(key)) {
         differs(format!("balancer: {} belongs to no service", key.address));
     }
-    let ports = ports(table);
+    let local = local_ports(table);
     let published = if table.config.ingress { kernel.ports.clone() } else { BTreeMap::new() };
-    for (&(protocol, port), backends) in &ports {
-        let key = shoal_balancer::PortKey { protocol, port };
-        let name = format!("port {port}/{}", protocol.as_str());
-        match published.get(&key) {
+    for (key, backends) in &local {
+        let name = port_name(key);
+        match published.get(key) {
             None => differs(format!("balancer: {name} is missing")),
             Some(found) if found != backends => {
                 differs(format!("balancer: {name} leads to {found:?}, not {backends:?}"));
@@ -267,8 +266,8 @@ fn compare(
             Some(_) => {}
         }
     }
-    for key in published.keys().filter(|key| !ports.contains_key(&(key.protocol, key.port))) {
-        differs(format!("balancer: port {}/{} belongs to no service", key.port, key.protocol.as_str()));
+    for key in published.keys().filter(|key| !local.contains_key(key)) {
+        differs(format!("balancer: {} belongs to no service", port_name(key)));
     }
     let wanted_names = Names::from_table(table);
     let resolver = names.and_then(|names| names.networks.get(&table.network));
@@ -285,14 +284,14 @@ fn compare(
             names: wanted_names.len(),
             vips: expected.len(),
             backends: backends(&mut expected.values().map(BTreeSet::len)),
-            ports: ports.len(),
+            ports: count_ports(local.keys()),
             remote_endpoints: remote.len(),
         },
         read_back: TableCounts {
             names: resolver.map_or(0, |state| state.names),
             vips: found.len(),
             backends: backends(&mut found.values().map(|backends| backends.len())),
-            ports: published.len(),
+            ports: count_ports(published.keys()),
             remote_endpoints: fabric.remote.len(),
         },
         found: 0,
@@ -317,11 +316,23 @@ fn name_difference(wanted: &Names, read: Option<&State>, network: &NetworkId) ->
     Some((Kind::Names, text))
 }
 
-/// Addresses that other nodes answer for. The ingress network carries IPv4 only.
+/// One that is reached by both versions of IP is one port.
+fn count_ports<'a>(keys: impl Iterator<Item = &'a PortKey>) -> usize {
+    keys.map(|key| (key.protocol, key.port)).collect::<BTreeSet<_>>().len()
+}
+
+fn port_name(key: &PortKey) -> String {
+    let version = match key.version {
+        IpVersion::V4 => "",
+        IpVersion::V6 => " in IPv6",
+    };
+    format!("port {}/{}{version}", key.port, key.protocol.as_str())
+}
+
+/// Addresses that other nodes answer for.
 fn remote(table: &NetworkTable, own: Option<&NodeId>) -> BTreeSet<IpAddr> {
     let elsewhere = table.endpoints.values().filter(|endpoint| Some(&endpoint.node) != own);
-    let v6 = |endpoint: &EndpointEntry| endpoint.address_v6.filter(|_| !table.config.ingress);
-    let addresses = elsewhere.flat_map(|endpoint| [Some(endpoint.address), v6(endpoint)]).flatten();
+    let addresses = elsewhere.flat_map(|endpoint| [Some(endpoint.address), endpoint.address_v6]).flatten();
     addresses.map(|address| address.addr()).collect()
 }
 
@@ -484,17 +495,19 @@ mod tests {
         let state =
             NetworkState { version: table.version, names: wanted.len(), digest: Some(wanted.digest()) };
         let of = |ports: &[(u16, &str)]| {
-            let ports = ports.iter().map(|(port, backend)| {
-                let key = PortKey { protocol: Protocol::Tcp, port: *port };
-                (key, BTreeSet::from([backend.parse().unwrap()]))
+            let ports = ports.iter().flat_map(|(port, backend)| {
+                let backends = BTreeSet::from([backend.parse().unwrap()]);
+                let key = |version| PortKey { version, protocol: Protocol::Tcp, port: *port };
+                IpVersion::ALL.map(|version| (key(version), backends.clone()))
             });
             let kernel = KernelState { ports: ports.collect(), ..KernelState::default() };
             differences(&table, &kernel, &names(state))
         };
         assert_eq!(of(&[(8000, "10.0.0.5:80")]), Vec::<String>::new());
-        assert_eq!(of(&[]), ["balancer: port 8000/tcp is missing"]);
+        let missing = ["balancer: port 8000/tcp is missing", "balancer: port 8000/tcp in IPv6 is missing"];
+        assert_eq!(of(&[]), missing);
         let found = of(&[(8000, "10.0.0.9:80"), (1, "10.0.0.5:80")]);
         assert!(found[0].starts_with("balancer: port 8000/tcp leads to {10.0.0.9:80}"), "{found:?}");
-        assert_eq!(found[1], "balancer: port 1/tcp belongs to no service");
+        assert_eq!(found[2], "balancer: port 1/tcp belongs to no service");
     }
 }

@@ -157,6 +157,7 @@ INLINE int resolve(struct question *q, const struct sandbox *sandbox, const stru
 	q->is_port = 1;
 	q->port.port = dst->port;
 	q->port.protocol = q->protocol;
+	q->port.version = is_v4(&dst->address) ? 4 : 6;
 	return find(q) && is_local(q->cookie, &dst->address);
 }
 

@@ -47,7 +47,7 @@ struct service_key {
 struct port_key {
 	__u16 port; /* network byte order */
 	__u8 protocol;
-	__u8 zero;
+	__u8 version; /* 4 or 6 */
 };
 
 struct set {

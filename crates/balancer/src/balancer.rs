@@ -124,8 +124,9 @@ impl Balancer {
 
     /// Leads the node's own clients of a published port to these backends; an empty set refuses.
     ///
-    /// They reach it at every local address of the node, 127/8 and `::1` included. Backends are of one
-    /// address family. An unconnected UDP socket cannot reach an IPv4 backend through `::1`.
+    /// They reach it at every local address of the node of the key's version of IP, 127/8 or `::1` included.
+    /// Backends are of one address family. An unconnected UDP socket cannot reach an IPv4 backend through
+    /// `::1`, and no IPv4 socket an IPv6 backend.
     pub fn set_port(&self, key: PortKey, backends: &BTreeSet<SocketAddr>) -> Result<()> {
         if backends.iter().any(SocketAddr::is_ipv4) && backends.iter().any(SocketAddr::is_ipv6) {
             return Err(Error::MixedFamilies(key.port));

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use shoal_model::Protocol;
+use shoal_model::{IpVersion, Protocol};
 
 /// Most networks one sandbox can be a member of: a fixed array in the kernel's map value.
 pub const NETWORKS_MAX: usize = 16;
@@ -41,9 +41,10 @@ pub struct ServiceKey {
     pub address: IpAddr,
 }
 
-/// A port published on the node itself.
+/// A port published on the node itself, for those who ask for it by this version of IP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortKey {
+    pub version: IpVersion,
     pub protocol: Protocol,
     pub port: u16,
 }

@@ -5,13 +5,13 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use shoal_model::Protocol;
+use shoal_model::{IpVersion, Protocol};
 
 use crate::{DnsPorts, NETWORKS_MAX, PortKey, SandboxEntry, ServiceKey};
 
 /// Version of everything pinned: names, keys, values, and what they mean. Pins of another version are
 /// not adopted.
-pub(crate) const LAYOUT: u32 = 1;
+pub(crate) const LAYOUT: u32 = 2;
 
 /// An address as the maps hold it. Four-byte alignment, as in C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,19 +84,25 @@ impl From<RawService> for ServiceKey {
 pub(crate) struct RawPort {
     port: [u8; 2],
     protocol: u8,
-    zero: u8,
+    /// 4 or 6.
+    version: u8,
 }
 
 impl From<PortKey> for RawPort {
     fn from(key: PortKey) -> Self {
-        Self { port: key.port.to_be_bytes(), protocol: key.protocol.number(), zero: 0 }
+        let version = match key.version {
+            IpVersion::V4 => 4,
+            IpVersion::V6 => 6,
+        };
+        Self { port: key.port.to_be_bytes(), protocol: key.protocol.number(), version }
     }
 }
 
 impl From<RawPort> for PortKey {
     fn from(raw: RawPort) -> Self {
         let protocol = if raw.protocol == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp };
-        Self { protocol, port: u16::from_be_bytes(raw.port) }
+        let version = if raw.version == 6 { IpVersion::V6 } else { IpVersion::V4 };
+        Self { version, protocol, port: u16::from_be_bytes(raw.port) }
     }
 }
 
@@ -226,7 +232,7 @@ mod tests {
             let socket = SocketAddr::new(address, 8080);
             assert_eq!(Target::port(socket).socket_address(), socket);
         }
-        let port = PortKey { protocol: Protocol::Udp, port: 5353 };
+        let port = PortKey { version: IpVersion::V6, protocol: Protocol::Udp, port: 5353 };
         assert_eq!(PortKey::from(RawPort::from(port)), port);
         let sandbox =
             SandboxEntry { networks: vec![7, 4097], dns: Some(DnsPorts { udp: 40_001, tcp: 40_002 }) };

@@ -72,7 +72,8 @@ fn network(id: NetworkId, meta: Meta, name: &str, driver: NetworkDriver) -> Netw
             internal: false,
             attachable: false,
             ingress: driver == NetworkDriver::Overlay,
-            ipv6: false,
+            // Published ports answer in both families.
+            ipv6: driver == NetworkDriver::Overlay,
             pools: Vec::new(),
         },
         state: None,

@@ -230,9 +230,13 @@ fn nodes(
     let present: BTreeSet<&NodeId> = endpoints.values().map(|endpoint| &endpoint.node).collect();
     let entry = |node: &Arc<Node>| {
         let own = node.ingress.as_ref().filter(|own| own.network == network.id);
-        let address = own.map(|own| own.address);
-        let on_network = address.is_some() || present.contains(&node.id);
-        let entry = NodeEntry { data_path_address: node.data_path_address, address };
+        let on_network = own.is_some() || present.contains(&node.id);
+        let entry = NodeEntry {
+            data_path_address: node.data_path_address,
+            address: own.map(|own| own.address),
+            address_v6: own.and_then(|own| own.address_v6),
+            addresses: own.map(|_| node.description.addresses.clone()).unwrap_or_default(),
+        };
         on_network.then(|| (node.id.clone(), entry))
     };
     state.nodes().filter_map(entry).collect()

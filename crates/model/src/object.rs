@@ -119,6 +119,9 @@ pub struct NodeDescription {
     /// network may have these addresses.
     #[serde(default)]
     pub routes: BTreeSet<IpNet>,
+    /// Addresses of the node itself that its programs may use towards other nodes.
+    #[serde(default)]
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// What the manager holds of a node's condition. A heartbeat never changes it, only a transition does.

@@ -103,6 +103,12 @@ pub struct NodeEntry {
     pub data_path_address: IpAddr,
     /// Its own address on the network; only in the ingress table.
     pub address: Option<IpNet>,
+    /// The same in IPv6.
+    #[serde(default)]
+    pub address_v6: Option<IpNet>,
+    /// Where else connections of the node itself may come from; only in the ingress table.
+    #[serde(default)]
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// The way from one version of a table to the next.

@@ -1,6 +1,6 @@
 //! Making and removing sandboxes.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -83,20 +83,30 @@ impl Inner {
         filtered: bool,
     ) -> Result<Interface<'a>> {
         let missing = || Error::NetworkNotApplied(attachment.network.clone());
-        let (outside, default_via) = if attachment.ingress {
+        if attachment.ingress {
             let ingress = state.ingress.as_ref().ok_or_else(missing)?;
             let ports = if filtered { Ports::Filtered } else { Ports::Open };
-            (self.outside(ingress.bridge, ingress.mtu, ports), Some(ingress.gateway))
-        } else {
-            let overlay = state.overlays.get(&attachment.network).ok_or_else(missing)?;
-            let outside = Outside {
-                namespace: &overlay.namespace,
-                netlink: &overlay.netlink,
-                bridge: overlay.bridge,
-                mtu: overlay.mtu,
-                ports: Ports::Open,
-            };
-            (outside, None)
+            let gateways = [Some(ingress.gateway.into()), ingress.gateway_v6.map(IpAddr::V6)];
+            // Everybody else of its IPv6 subnet is behind the gateway, too.
+            let address_v6 = attachment.address_v6.filter(|_| ingress.gateway_v6.is_some());
+            return Ok(Interface {
+                network: Some(&attachment.network),
+                position,
+                mac: Some(attachment.mac),
+                address: attachment.address,
+                address_v6: address_v6.map(|address| IpNet::from(address.addr())),
+                subnets: &[],
+                default_via: gateways.into_iter().flatten().collect(),
+                outside: self.outside(ingress.bridge, ingress.mtu, ports),
+            });
+        }
+        let overlay = state.overlays.get(&attachment.network).ok_or_else(missing)?;
+        let outside = Outside {
+            namespace: &overlay.namespace,
+            netlink: &overlay.netlink,
+            bridge: overlay.bridge,
+            mtu: overlay.mtu,
+            ports: Ports::Open,
         };
         Ok(Interface {
             network: Some(&attachment.network),
@@ -105,7 +115,7 @@ impl Inner {
             address: attachment.address,
             address_v6: attachment.address_v6,
             subnets: &attachment.subnets,
-            default_via,
+            default_via: Vec::new(),
             outside,
         })
     }
@@ -136,9 +146,9 @@ impl Inner {
             position: config.attachments.len(),
             mac: None,
             address: IpNet::V4(net),
-            address_v6: None,
+            address_v6: gateway.v6_of(address),
             subnets: &[],
-            default_via: Some(gateway.address.addr()),
+            default_via: gateway.addresses().map(|address| address.addr()).collect(),
             outside: self.outside(gateway.index, gateway.mtu, ports),
         };
         let link = interface.ensure(&self.tag, &config.id, namespace, inside).await?;

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ipnet::IpNet;
 use shoal_model::{NetworkId, NetworkTable, NodeId, Protocol};
 use tokio::sync::{Mutex, watch};
 
@@ -22,7 +21,9 @@ use crate::overlay::{self, Overlay, Remotes};
 use crate::owner::{GATEWAY, INGRESS_TUNNEL, netns_name};
 use crate::state::{Found, State, has_gateway};
 use crate::tables::{Held, Set, Tables, difference};
-use crate::{Error, FabricState, NetworkConfig, Ports, Result, Sandbox, membership, ports};
+use crate::{
+    Error, FabricState, NetworkConfig, OwnNetwork, Ports, Result, Sandbox, membership, ports, sysctl,
+};
 
 /// The node's sandboxes, overlays and ingress. Clones are the same fabric.
 #[derive(Clone)]
@@ -43,7 +44,7 @@ pub(crate) struct Inner {
     /// Taken after `state` where both are needed.
     pub(crate) tables: Mutex<Tables>,
     addresses: Followed<BTreeSet<IpAddr>>,
-    routes: Followed<BTreeSet<IpNet>>,
+    own_network: Followed<OwnNetwork>,
     mtus: Followed<BTreeMap<IpAddr, u32>>,
     /// Of the underlay, when its address was last there.
     last_mtu: AtomicU32,
@@ -58,7 +59,7 @@ impl Fabric {
         let directory = Directory::new(&config.run_dir);
         let found = Found::scan(&directory, &namespace, &netlink, &config.tag).await?;
         let addresses = follow::addresses(&namespace, &netlink).await?;
-        let routes = follow::routes(&namespace, &netlink).await?;
+        let own_network = follow::own_network(&namespace, &netlink).await?;
         let mtus = follow::mtus(&namespace, &netlink).await?;
         let mut state = State { sandboxes: found.sandboxes, ..State::default() };
         state.last_gateway_address = state.gateway_addresses().last().copied();
@@ -71,7 +72,7 @@ impl Fabric {
                 netlink,
                 state: Mutex::new(state),
                 addresses,
-                routes,
+                own_network,
                 mtus,
                 last_mtu: AtomicU32::new(ETHERNET),
             }),
@@ -111,7 +112,7 @@ impl Fabric {
         let mut tables = inner.tables.lock().await;
         membership::apply(&mut tables, table, &node, prune).await?;
         if table.config.ingress {
-            let wanted = Blueprint::of(table, &node, underlay, mtu)?;
+            let wanted = Blueprint::of(table, &node, underlay, mtu, sysctl::has_ipv6())?;
             let ingress =
                 Ingress::ensure(&inner.namespace, &inner.netlink, &mut tables, &inner.tag, &wanted).await?;
             ingress.apply(&inner.netlink, &mut tables, &wanted, prune).await?;
@@ -229,10 +230,9 @@ impl Fabric {
         self.inner.addresses.changes()
     }
 
-    /// Always holds where the node's own routes lead: no network may have these addresses. The
-    /// default route and what is ours are not among them.
-    pub fn route_changes(&self) -> watch::Receiver<BTreeSet<IpNet>> {
-        self.inner.routes.changes()
+    /// Always holds the node's own routes and addresses.
+    pub fn own_network(&self) -> watch::Receiver<OwnNetwork> {
+        self.inner.own_network.changes()
     }
 
     /// Changes when [`follow_mtu`](Self::follow_mtu) may have something to do.

@@ -12,10 +12,10 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::Result;
 use crate::netlink::{self, Netlink, Route};
 use crate::netns::Namespace;
 use crate::owner;
+use crate::{OwnNetwork, Result};
 
 /// Routes come in bursts, ours among them: one look at the end of a burst is enough.
 const ROUTES_SETTLE: Duration = Duration::from_millis(300);
@@ -60,10 +60,15 @@ pub(crate) async fn mtus(
     follow(namespace, netlink, GROUPS, Duration::ZERO, read_mtus).await
 }
 
-/// Where the node's routes lead, without the default route, loopback, and what is ours.
-pub(crate) async fn routes(namespace: &Namespace, netlink: &Netlink) -> Result<Followed<BTreeSet<IpNet>>> {
-    const GROUPS: &[MulticastGroup] = &[MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
-    follow(namespace, netlink, GROUPS, ROUTES_SETTLE, read_routes).await
+/// The node's own network: loopback and what is ours are not part of it.
+pub(crate) async fn own_network(namespace: &Namespace, netlink: &Netlink) -> Result<Followed<OwnNetwork>> {
+    const GROUPS: &[MulticastGroup] = &[
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+    ];
+    follow(namespace, netlink, GROUPS, ROUTES_SETTLE, read_own_network).await
 }
 
 async fn follow<T, F>(
@@ -115,7 +120,7 @@ async fn read_mtus(netlink: Netlink) -> Result<BTreeMap<IpAddr, u32>> {
     Ok(addresses.filter_map(|(index, address)| Some((address.addr(), *mtus.get(&index)?))).collect())
 }
 
-async fn read_routes(netlink: Netlink) -> Result<BTreeSet<IpNet>> {
+async fn read_own_network(netlink: Netlink) -> Result<OwnNetwork> {
     let links = netlink.links().await?;
     let passed_over = |link: &&crate::link::Link| link.name == "lo" || owner::is_node_link(&link.name);
     let ours: BTreeSet<u32> = links.iter().filter(passed_over).map(|link| link.index).collect();
@@ -124,7 +129,20 @@ async fn read_routes(netlink: Netlink) -> Result<BTreeSet<IpNet>> {
         routes.extend(netlink.routes(family).await?);
     }
     routes.retain(|route| route.table == Route::MAIN && !ours.contains(&route.index));
-    Ok(summary(routes.into_iter().map(|route| route.destination)))
+    let addresses = netlink.addresses().await?.into_iter().filter(|(index, _)| !ours.contains(index));
+    let addresses = addresses.map(|(_, address)| address.addr()).filter(is_routed);
+    Ok(OwnNetwork {
+        routes: summary(routes.into_iter().map(|route| route.destination)),
+        addresses: addresses.collect(),
+    })
+}
+
+/// Means something on more than one link.
+pub(crate) fn is_routed(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback(),
+        IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_loopback(),
+    }
 }
 
 /// The prefixes that say it all: none within another, and of too many the largest.

@@ -1,11 +1,12 @@
 //! The gateway bridge: the way out of the node for sandboxes without published ports.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::LinkAttribute;
+use sha2::{Digest, Sha256};
 
 use crate::netlink::Netlink;
 use crate::netns::Namespace;
@@ -18,6 +19,8 @@ pub(crate) struct Gateway {
     pub(crate) index: u32,
     /// The bridge's own address with the subnet's prefix length.
     pub(crate) address: Ipv4Net,
+    /// The same in IPv6, where the machine has it.
+    pub(crate) v6: Option<Ipv6Net>,
     pub(crate) mtu: u32,
 }
 
@@ -27,6 +30,19 @@ fn pools() -> impl Iterator<Item = Ipv4Net> {
     let sixteens = (18..=31).map(|second| (Ipv4Addr::new(172, second, 0, 0), 16));
     let twenties = (0..16).map(|part| (Ipv4Addr::new(192, 168, part * 16, 0), 20));
     sixteens.chain(twenties).filter_map(|(network, prefix)| Ipv4Net::new(network, prefix).ok())
+}
+
+/// The bridge's address in a unique local subnet (RFC 4193) that follows from the node's tag: it means nothing
+/// to anybody else.
+fn address_v6(tag: &str) -> Ipv6Net {
+    let digest = Sha256::digest(format!("{tag}/gateway"));
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    for (octet, byte) in octets[1..8].iter_mut().zip(digest) {
+        *octet = byte;
+    }
+    octets[15] = 1;
+    Ipv6Net::new_assert(octets.into(), 64)
 }
 
 /// The first pool that overlaps with nothing the node can reach by a more special route.
@@ -67,7 +83,8 @@ impl Gateway {
         let index = netlink.index(GATEWAY).await?;
         let alias = LinkAttribute::IfAlias(node_alias(tag, "gateway"));
         netlink.change_link(index, vec![alias], GATEWAY).await?;
-        namespace.run(settings).await?;
+        let has_v6 = sysctl::has_ipv6();
+        namespace.run(move || set_settings(has_v6)).await?;
         let held = netlink.addresses().await?.into_iter().find_map(|(link, address)| match address {
             IpNet::V4(address) if link == index => Some(address),
             _ => None,
@@ -83,8 +100,23 @@ impl Gateway {
                 address
             }
         };
+        let v6 = has_v6.then(|| address_v6(tag));
+        if let Some(address) = v6 {
+            netlink.add_address(index, IpNet::V6(address), true).await?;
+        }
         netlink.set_up(index, GATEWAY).await?;
-        Ok(Self { index, address, mtu: found.map_or(mtu, |link| link.mtu) })
+        Ok(Self { index, address, v6, mtu: found.map_or(mtu, |link| link.mtu) })
+    }
+
+    /// The address in IPv6 of who has that one in IPv4.
+    pub(crate) fn v6_of(&self, address: Ipv4Addr) -> Option<IpNet> {
+        let network = u128::from(self.v6?.network());
+        Some(IpNet::from(IpAddr::from(Ipv6Addr::from(network | u128::from(u32::from(address))))))
+    }
+
+    /// The bridge's addresses.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpNet> + use<> {
+        [Some(IpNet::V4(self.address)), self.v6.map(IpNet::V6)].into_iter().flatten()
     }
 
     pub(crate) fn subnet(&self) -> Ipv4Net {
@@ -107,9 +139,12 @@ async fn taken(netlink: &Netlink, avoid: &[Ipv4Net]) -> Result<Vec<Ipv4Net>> {
     Ok(taken)
 }
 
-fn settings() -> Result<()> {
+fn set_settings(has_v6: bool) -> Result<()> {
     sysctl::set("ipv4/ip_forward", "1")?;
-    sysctl::set_if_present(&format!("ipv6/conf/{GATEWAY}/disable_ipv6"), "1")
+    sysctl::set_if_present(&format!("ipv6/conf/{GATEWAY}/disable_ipv6"), "0")?;
+    // A container is no router.
+    sysctl::set_if_present(&format!("ipv6/conf/{GATEWAY}/accept_ra"), "0")?;
+    if has_v6 { sysctl::forward_ipv6() } else { Ok(()) }
 }
 
 #[cfg(test)]

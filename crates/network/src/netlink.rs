@@ -259,7 +259,7 @@ impl Netlink {
     /// The rule is there.
     pub(crate) async fn has_rule(&self, rule: &Rule) -> Result<bool> {
         let mut message = RuleMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = rule.family;
         let messages = self.dump(RouteNetlinkMessage::GetRule(message), "rules").await?;
         let wanted = rule.message();
         let is_it = |message: &RouteNetlinkMessage| match message {
@@ -425,6 +425,7 @@ fn parse_route_address(address: &RouteAddress) -> Option<IpAddr> {
 /// "What comes in by this link with this mark is looked up in this table."
 #[derive(Debug, Clone)]
 pub(crate) struct Rule {
+    pub(crate) family: AddressFamily,
     pub(crate) priority: u32,
     pub(crate) interface: &'static str,
     pub(crate) mark: u32,
@@ -435,7 +436,7 @@ pub(crate) struct Rule {
 impl Rule {
     fn message(&self) -> RuleMessage {
         let mut message = RuleMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = self.family;
         message.header.action = RuleAction::ToTable;
         message.attributes = vec![
             RuleAttribute::Priority(self.priority),

@@ -5,7 +5,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netlink_sys::Socket;
 use nix::errno::Errno;
@@ -38,11 +38,11 @@ const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
 
-/// A family by its name in `nft`'s words.
+/// A family of ours by its name in `nft`'s words (`linux/netfilter.h`).
 fn family(name: &str) -> u8 {
     match name {
         "netdev" => 5,
-        _ => 2,
+        _ => 1,
     }
 }
 
@@ -93,6 +93,9 @@ enum Part {
     Protocol,
     Port,
     Address,
+    AddressV6,
+    /// The version of IP.
+    Family,
     Mac,
     /// The network number in a VXLAN header.
     Vni,
@@ -107,6 +110,8 @@ impl Part {
             Self::Port => 2,
             Self::Vni => 3,
             Self::Address => 4,
+            Self::AddressV6 => 16,
+            Self::Family => 1,
             Self::Mac => 6,
             Self::Number(length) => length,
         }
@@ -124,6 +129,12 @@ impl Part {
                 u32::from_be_bytes([0, high, middle, low]).to_string()
             }
             Self::Address => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).to_string(),
+            Self::AddressV6 => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).to_string(),
+            Self::Family => match bytes {
+                [2] => "ipv4".to_owned(),
+                [10] => "ipv6".to_owned(),
+                other => other.first()?.to_string(),
+            },
             Self::Mac => MacAddr(bytes.try_into().ok()?).to_string(),
             Self::Number(2) => u16::from_ne_bytes(bytes.try_into().ok()?).to_string(),
             Self::Number(_) => u32::from_ne_bytes(bytes.try_into().ok()?).to_string(),
@@ -133,7 +144,7 @@ impl Part {
 
 /// How keys and values of a set are made up: as `rules.nft` and `return_path.nft` declare them.
 fn layout(set: Set) -> (&'static [Part], &'static [Part]) {
-    use Part::{Address, Mac, Number, Port, Protocol, Vni};
+    use Part::{Address, AddressV6, Family, Mac, Number, Port, Protocol, Vni};
     match set {
         Set::DataPorts => (&[Port], &[]),
         Set::Tunnels => (&[Port, Vni], &[]),
@@ -141,10 +152,14 @@ fn layout(set: Set) -> (&'static [Part], &'static [Part]) {
         Set::Zones => (&[Mac], &[Number(2)]),
         Set::Marks => (&[Mac], &[Number(4)]),
         Set::Homes => (&[Address, Address], &[]),
+        Set::Homes6 => (&[AddressV6, AddressV6], &[]),
         Set::Returns => (&[Number(4)], &[Mac]),
         Set::Ports16 | Set::Ports128 | Set::Ports1024 => (&[Protocol, Port, Number(4)], &[Address, Port]),
+        Set::Ports16V6 | Set::Ports128V6 | Set::Ports1024V6 => {
+            (&[Protocol, Port, Number(4)], &[AddressV6, Port])
+        }
         Set::HostPorts => (&[Protocol, Port], &[Address, Port]),
-        Set::Refused => (&[Protocol, Port], &[]),
+        Set::Refused => (&[Family, Protocol, Port], &[]),
     }
 }
 

@@ -4,23 +4,43 @@
 //! connection. A port with many backends uses a map with more slots, so that the shares stay even.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
-use shoal_model::Protocol;
+use shoal_model::{IpVersion, Protocol};
 
 use crate::Ports;
 use crate::tables::{Edit, Elements, Held, Set, difference};
 
 /// The sets that hold the ports of the routing mesh.
-pub(crate) const SETS: [Set; 4] = [Set::Ports16, Set::Ports128, Set::Ports1024, Set::Refused];
+pub(crate) const SETS: [Set; 7] = [
+    Set::Ports16,
+    Set::Ports128,
+    Set::Ports1024,
+    Set::Ports16V6,
+    Set::Ports128V6,
+    Set::Ports1024V6,
+    Set::Refused,
+];
 
 /// The map for that many backends, and its slots. With four slots or more per backend no backend gets
 /// more than a quarter over its share.
-fn size_class(backends: usize) -> (Set, usize) {
-    match backends {
-        0..=4 => (Set::Ports16, 16),
-        5..=32 => (Set::Ports128, 128),
-        _ => (Set::Ports1024, 1024),
+fn size_class(version: IpVersion, backends: usize) -> (Set, usize) {
+    use IpVersion::{V4, V6};
+    match (version, backends) {
+        (V4, 0..=4) => (Set::Ports16, 16),
+        (V6, 0..=4) => (Set::Ports16V6, 16),
+        (V4, 5..=32) => (Set::Ports128, 128),
+        (V6, 5..=32) => (Set::Ports128V6, 128),
+        (V4, _) => (Set::Ports1024, 1024),
+        (V6, _) => (Set::Ports1024V6, 1024),
+    }
+}
+
+/// In nft's words.
+fn family(version: IpVersion) -> &'static str {
+    match version {
+        IpVersion::V4 => "ipv4",
+        IpVersion::V6 => "ipv6",
     }
 }
 
@@ -28,31 +48,27 @@ fn key((protocol, port): (Protocol, u16)) -> String {
     format!("{} . {port}", protocol.as_str())
 }
 
-fn value(backend: &SocketAddrV4) -> String {
+fn value(backend: &SocketAddr) -> String {
     format!("{} . {}", backend.ip(), backend.port())
-}
-
-fn v4(backends: &BTreeSet<SocketAddr>) -> Vec<SocketAddrV4> {
-    let backends = backends.iter().filter_map(|backend| match backend {
-        SocketAddr::V4(backend) => Some(*backend),
-        SocketAddr::V6(_) => None,
-    });
-    backends.collect()
 }
 
 /// The elements that publish these ports.
 pub(crate) fn elements(ports: &Ports) -> Held {
     let mut held: Held = SETS.into_iter().map(|set| (set, Elements::new())).collect();
     for (&port, backends) in ports {
-        let backends = v4(backends);
-        if backends.is_empty() {
-            held.entry(Set::Refused).or_default().insert(key(port), String::new());
-            continue;
-        }
-        let (set, slots) = size_class(backends.len());
-        let elements = held.entry(set).or_default();
-        for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
-            elements.insert(format!("{} . {slot}", key(port)), value(backend));
+        for version in IpVersion::ALL {
+            let backends: Vec<&SocketAddr> =
+                backends.iter().filter(|backend| IpVersion::of(backend.ip()) == version).collect();
+            if backends.is_empty() {
+                let key = format!("{} . {}", family(version), key(port));
+                held.entry(Set::Refused).or_default().insert(key, String::new());
+                continue;
+            }
+            let (set, slots) = size_class(version, backends.len());
+            let elements = held.entry(set).or_default();
+            for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
+                elements.insert(format!("{} . {slot}", key(port)), value(backend));
+            }
         }
     }
     held
@@ -60,11 +76,8 @@ pub(crate) fn elements(ports: &Ports) -> Held {
 
 /// The elements for ports of single containers (`mode=host`).
 pub(crate) fn host_elements(ports: &BTreeMap<(Protocol, u16), SocketAddr>) -> Elements {
-    let elements = ports.iter().filter_map(|(&port, backend)| match backend {
-        SocketAddr::V4(backend) => Some((key(port), value(backend))),
-        SocketAddr::V6(_) => None,
-    });
-    elements.collect()
+    let elements = ports.iter().filter(|(_, backend)| backend.is_ipv4());
+    elements.map(|(&port, backend)| (key(port), value(backend))).collect()
 }
 
 /// What must be edited so that exactly these ports are published.
@@ -74,10 +87,12 @@ pub(crate) fn plan(wanted: &Held, held: &Held) -> Vec<Edit> {
 
 /// The ports whose way has changed.
 pub(crate) fn changed(edits: &[Edit]) -> BTreeSet<(Protocol, u16)> {
-    edits.iter().filter_map(|edit| parse_port(&mut edit.key.split(" . "))).collect()
+    edits.iter().filter_map(|edit| parse_port(edit.set, &edit.key)).collect()
 }
 
-fn parse_port<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Option<(Protocol, u16)> {
+fn parse_port(set: Set, key: &str) -> Option<(Protocol, u16)> {
+    // Before the protocol comes the version of IP.
+    let mut parts = key.split(" . ").skip(usize::from(set == Set::Refused));
     let protocol = match parts.next() {
         Some("tcp") => Protocol::Tcp,
         Some("udp") => Protocol::Udp,
@@ -91,7 +106,7 @@ pub(crate) fn parse(held: &Held) -> Ports {
     let mut ports = Ports::new();
     for (set, elements) in held {
         for (key, value) in elements {
-            let Some(port) = parse_port(&mut key.split(" . ")) else { continue };
+            let Some(port) = parse_port(*set, key) else { continue };
             let backends = ports.entry(port).or_default();
             if *set != Set::Refused {
                 backends.extend(parse_value(value));
@@ -103,7 +118,7 @@ pub(crate) fn parse(held: &Held) -> Ports {
 
 fn parse_value(value: &str) -> Option<SocketAddr> {
     let (address, port) = value.split_once(" . ")?;
-    Some(SocketAddr::from((address.parse::<Ipv4Addr>().ok()?, port.parse().ok()?)))
+    Some(SocketAddr::new(address.parse::<IpAddr>().ok()?, port.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -119,7 +134,8 @@ mod tests {
         for count in 1..=200u8 {
             let held = elements(&Ports::from([((Protocol::Tcp, 80), backends(count))]));
             let mut shares = BTreeMap::new();
-            for value in held.values().flat_map(|elements| elements.values()) {
+            let maps = held.iter().filter(|(set, _)| **set != Set::Refused);
+            for value in maps.flat_map(|(_, elements)| elements.values()) {
                 *shares.entry(value.clone()).or_insert(0usize) += 1;
             }
             assert_eq!(shares.len(), usize::from(count));
@@ -134,6 +150,8 @@ mod tests {
             ((Protocol::Tcp, 80), backends(3)),
             ((Protocol::Udp, 80), backends(40)),
             ((Protocol::Udp, 53), BTreeSet::new()),
+            ((Protocol::Tcp, 443), BTreeSet::from(["[fd00::1]:443".parse().unwrap()])),
+            ((Protocol::Tcp, 81), ["10.0.0.1:80", "[fd00::1]:80"].map(|at| at.parse().unwrap()).into()),
         ]);
         assert_eq!(parse(&elements(&ports)), ports);
     }

@@ -1,8 +1,8 @@
 //! The interfaces of a sandbox: pairs of links, one end inside, the other a port of a bridge outside.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::{InfoBridgePort, LinkAttribute};
 use shoal_model::{MacAddr, NetworkId};
 
@@ -24,7 +24,8 @@ pub(crate) struct Interface<'a> {
     pub(crate) address_v6: Option<IpNet>,
     /// All subnets of the network.
     pub(crate) subnets: &'a [IpNet],
-    pub(crate) default_via: Option<Ipv4Addr>,
+    /// The ways out, one for each version of IP at most.
+    pub(crate) default_via: Vec<IpAddr>,
     pub(crate) outside: Outside<'a>,
 }
 
@@ -121,7 +122,13 @@ impl Interface<'_> {
             |subnet: &&IpNet| own.iter().any(|own| own.addr().is_ipv4() == subnet.addr().is_ipv4());
         let is_own = |subnet: &&IpNet| own.iter().any(|own| own.trunc() == subnet.trunc());
         let others = self.subnets.iter().filter(is_usable).filter(|subnet| !is_own(subnet));
-        let out = self.default_via.map(|gateway| way(IpNet::V4(Ipv4Net::default()), Some(gateway.into())));
+        let out = self.default_via.iter().map(|gateway| {
+            let everything = match gateway {
+                IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
+                IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
+            };
+            way(everything, Some(*gateway))
+        });
         others.map(|subnet| way(subnet.trunc(), None)).chain(out).collect()
     }
 

@@ -20,6 +20,27 @@ pub(crate) fn set_if_present(name: &str, value: &str) -> Result<()> {
     }
 }
 
+/// The machine speaks IPv6.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6/conf").is_dir()
+}
+
+/// Lets packets of IPv6 through from link to link. A link of a host that forwards takes no router's word any
+/// more unless told to (`accept_ra`, `ip-sysctl.rst`), and the host would lose its default route by and by.
+pub(crate) fn forward_ipv6() -> Result<()> {
+    if is_on("ipv6/conf/all/forwarding")? {
+        return Ok(());
+    }
+    let links = fs::read_dir("/proc/sys/net/ipv6/conf").map_err(Error::io("list the settings of links"))?;
+    for link in links.flatten() {
+        let accept = link.path().join("accept_ra");
+        if fs::read_to_string(&accept).is_ok_and(|value| value.trim() == "1") {
+            write(&accept, "2")?;
+        }
+    }
+    set("ipv6/conf/all/forwarding", "1")
+}
+
 /// Whether a switch of the `net.` family is there and on.
 pub(crate) fn is_on(name: &str) -> Result<bool> {
     let path = Path::new("/proc/sys/net").join(name);

@@ -13,6 +13,9 @@ use crate::netns::Namespace;
 use crate::{Error, Result};
 use crate::{nft, nftables};
 
+/// The family of the table that holds all but the way back: both versions of IP.
+const INET: &str = "inet";
+
 /// A set or map of `rules.nft` and `return_path.nft`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Set {
@@ -22,10 +25,14 @@ pub(crate) enum Set {
     Zones,
     Marks,
     Homes,
+    Homes6,
     Returns,
     Ports16,
     Ports128,
     Ports1024,
+    Ports16V6,
+    Ports128V6,
+    Ports1024V6,
     HostPorts,
     Refused,
 }
@@ -34,18 +41,22 @@ impl Set {
     /// Family, kind and name.
     pub(crate) fn place(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::DataPorts => ("ip", "set", "data_ports"),
-            Self::Tunnels => ("ip", "set", "tunnels"),
-            Self::Members => ("ip", "set", "members"),
-            Self::Zones => ("ip", "map", "zones"),
-            Self::Marks => ("ip", "map", "marks"),
-            Self::Homes => ("ip", "set", "homes"),
+            Self::DataPorts => (INET, "set", "data_ports"),
+            Self::Tunnels => (INET, "set", "tunnels"),
+            Self::Members => (INET, "set", "members"),
+            Self::Zones => (INET, "map", "zones"),
+            Self::Marks => (INET, "map", "marks"),
+            Self::Homes => (INET, "set", "homes"),
+            Self::Homes6 => (INET, "set", "homes6"),
             Self::Returns => ("netdev", "map", "returns"),
-            Self::Ports16 => ("ip", "map", "ports16"),
-            Self::Ports128 => ("ip", "map", "ports128"),
-            Self::Ports1024 => ("ip", "map", "ports1024"),
-            Self::HostPorts => ("ip", "map", "host_ports"),
-            Self::Refused => ("ip", "set", "refused"),
+            Self::Ports16 => (INET, "map", "ports16"),
+            Self::Ports128 => (INET, "map", "ports128"),
+            Self::Ports1024 => (INET, "map", "ports1024"),
+            Self::Ports16V6 => (INET, "map", "ports16_6"),
+            Self::Ports128V6 => (INET, "map", "ports128_6"),
+            Self::Ports1024V6 => (INET, "map", "ports1024_6"),
+            Self::HostPorts => (INET, "map", "host_ports"),
+            Self::Refused => (INET, "set", "refused"),
         }
     }
 }
@@ -121,10 +132,10 @@ impl Tables {
     /// Puts the rules into force, whatever was there of ours.
     pub(crate) async fn ensure(&mut self) -> Result<()> {
         if self.rules.is_none() {
-            self.check_owner("ip").await?;
+            self.check_owner(INET).await?;
             let rules = include_str!("rules.nft").replace("TAG", &self.tag);
             nft::apply(&self.namespace, rules).await?;
-            self.rules = Some(self.fingerprint("ip").await?);
+            self.rules = Some(self.fingerprint(INET).await?);
         }
         Ok(())
     }
@@ -156,7 +167,7 @@ impl Tables {
     /// The rules really say something else than what was put into force, in words.
     pub(crate) async fn rule_difference(&self) -> Result<Option<String>> {
         match self.rules {
-            Some(put) => self.changed("ip", put).await,
+            Some(put) => self.changed(INET, put).await,
             None => Ok(None),
         }
     }
@@ -257,7 +268,7 @@ impl Tables {
     /// Removes the tables.
     pub(crate) async fn remove(&mut self) -> Result<()> {
         self.forget();
-        self.remove_table("ip").await?;
+        self.remove_table(INET).await?;
         self.remove_return_path().await
     }
 
@@ -336,9 +347,9 @@ mod tests {
             difference(Set::Ports16, &held, &elements(&[("b", "2"), ("c", "4"), ("d", "5")]), |_, _| true);
         assert_eq!(
             script(&edits, &held),
-            "delete element ip shoal ports16 { a }\n\
-             delete element ip shoal ports16 { c }\nadd element ip shoal ports16 { c : 4 }\n\
-             add element ip shoal ports16 { d : 5 }\n"
+            "delete element inet shoal ports16 { a }\n\
+             delete element inet shoal ports16 { c }\nadd element inet shoal ports16 { c : 4 }\n\
+             add element inet shoal ports16 { d : 5 }\n"
         );
         assert_eq!(difference(Set::Ports16, &held, &held[&Set::Ports16], |_, _| true), []);
     }
@@ -347,6 +358,6 @@ mod tests {
     fn strays_of_others_are_left() {
         let held = Held::from([(Set::Members, elements(&[("x . 1", ""), ("x . 2", "")]))]);
         let edits = difference(Set::Members, &held, &Elements::new(), |key, _| key.ends_with(". 2"));
-        assert_eq!(script(&edits, &held), "delete element ip shoal members { x . 2 }\n");
+        assert_eq!(script(&edits, &held), "delete element inet shoal members { x . 2 }\n");
     }
 }

@@ -71,6 +71,15 @@ pub struct SandboxLink {
     pub address: Option<IpNet>,
 }
 
+/// What the node has of its own, beside the fabric.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnNetwork {
+    /// Where its routes lead, the default route aside: no network may have these addresses.
+    pub routes: BTreeSet<IpNet>,
+    /// The addresses that its programs may use towards others.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
 /// What the kernel holds of one network, read back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FabricState {

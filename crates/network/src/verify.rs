@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use ipnet::IpNet;
 use shoal_model::{NetworkId, NetworkTable, Protocol};
 
 use crate::fabric::Inner;
@@ -22,8 +21,8 @@ use crate::owner::{GATEWAY, host_interface, parse_sandbox_alias};
 use crate::tables::{Held, Set, difference};
 use crate::{Error, Fabric, Ports, Result, SandboxConfig, membership, ports, sysctl};
 
-/// What the node as a whole needs of its own namespace.
-const SETTINGS: &[(&str, &str)] = &[("ipv4/ip_forward", "1")];
+/// What the node as a whole needs of its own namespace; a machine may be without IPv6.
+const SETTINGS: &[(&str, &str)] = &[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
 
 impl Fabric {
     /// Where the kernel differs from an applied table, in words.
@@ -46,7 +45,7 @@ impl Fabric {
                 overlay.differences(&wanted, &Remotes::of(table, &node)).await?
             }
             (None, Some(ingress)) => {
-                let wanted = Blueprint::of(table, &node, underlay, mtu)?;
+                let wanted = Blueprint::of(table, &node, underlay, mtu, sysctl::has_ipv6())?;
                 let tables = inner.tables.lock().await;
                 ingress.differences(&inner.namespace, &inner.netlink, &tables, &wanted).await?
             }
@@ -99,7 +98,10 @@ impl Fabric {
         let inner = &*self.inner;
         let mut state = inner.state.lock().await;
         inner.tables.lock().await.renew_rules().await?;
-        let forward = || SETTINGS.iter().try_for_each(|(name, value)| sysctl::set(name, value));
+        let forward = || {
+            sysctl::set("ipv4/ip_forward", "1")?;
+            if sysctl::has_ipv6() { sysctl::forward_ipv6() } else { Ok(()) }
+        };
         inner.namespace.run(forward).await?;
         if let Some(known) = &state.gateway {
             let mtu = known.mtu;
@@ -187,9 +189,9 @@ impl Inner {
             return Ok(vec![format!("fabric: link {GATEWAY} is gone or down")]);
         }
         let addresses = self.netlink.addresses().await?;
-        let has_address = addresses.contains(&(known.index, IpNet::V4(known.address)));
-        let lacks = || format!("fabric: link {GATEWAY} has not the address {}", known.address);
-        Ok(if has_address { Vec::new() } else { vec![lacks()] })
+        let missing = known.addresses().filter(|address| !addresses.contains(&(known.index, *address)));
+        let lacks = |address| format!("fabric: link {GATEWAY} has not the address {address}");
+        Ok(missing.map(lacks).collect())
     }
 
     async fn outsides(&self) -> Result<Outsides> {

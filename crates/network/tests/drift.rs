@@ -125,30 +125,34 @@ fn every_kind_of_damage_is_named_and_repaired() {
         // Who may send into it.
         (
             &host,
-            "nft delete element ip shoal members '{ 10.77.0.2 . 4789 . 4097 }'".into(),
+            "nft delete element inet shoal members '{ 10.77.0.2 . 4789 . 4097 }'".into(),
             "n1: nft: members lacks 10.77.0.2 . 4789 . 4097",
         ),
         (
             &host,
-            "nft add element ip shoal members '{ 10.77.0.66 . 4789 . 4097 }'".into(),
+            "nft add element inet shoal members '{ 10.77.0.66 . 4789 . 4097 }'".into(),
             "n1: nft: members holds 10.77.0.66 . 4789 . 4097",
         ),
-        (&host, "nft flush set ip shoal tunnels".into(), "n1: nft: tunnels lacks 4789 . 4097"),
+        (&host, "nft flush set inet shoal tunnels".into(), "n1: nft: tunnels lacks 4789 . 4097"),
         // Published ports.
         (
             &host,
-            "nft delete element ip shoal ports16 '{ tcp . 8000 . 3 }'".into(),
+            "nft delete element inet shoal ports16 '{ tcp . 8000 . 3 }'".into(),
             "ports: nft: ports16 lacks tcp . 8000 . 3",
         ),
         (
             &host,
-            "nft delete element ip shoal ports16 '{ tcp . 8000 . 3 }'; \
-             nft add element ip shoal ports16 '{ tcp . 8000 . 3 : 10.0.0.99 . 80 }'"
+            "nft delete element inet shoal ports16 '{ tcp . 8000 . 3 }'; \
+             nft add element inet shoal ports16 '{ tcp . 8000 . 3 : 10.0.0.99 . 80 }'"
                 .into(),
             "ports: nft: ports16 leads tcp . 8000 . 3 to 10.0.0.99 . 80",
         ),
-        (&host, "nft flush set ip shoal refused".into(), "ports: nft: refused lacks udp . 9000"),
-        (&host, "nft add element ip shoal refused '{ tcp . 1 }'".into(), "ports: nft: refused holds tcp . 1"),
+        (&host, "nft flush set inet shoal refused".into(), "ports: nft: refused lacks ipv4 . udp . 9000"),
+        (
+            &host,
+            "nft add element inet shoal refused '{ ipv4 . tcp . 1 }'".into(),
+            "ports: nft: refused holds ipv4 . tcp . 1",
+        ),
         // The routing mesh.
         (&host, "ip route del 10.0.0.11".into(), "ingress: fabric: no route to 10.0.0.11/32"),
         (&host, "ip rule del priority 90".into(), "ingress: fabric: no rule"),
@@ -161,10 +165,10 @@ fn every_kind_of_damage_is_named_and_repaired() {
         (&host, "ip addr flush dev shoal-ing".into(), "ingress: fabric: link shoal-ing has not"),
         (&host, "ip link del shoal-ingvx".into(), "ingress: fabric: link shoal-ingvx is gone"),
         (&host, "nft delete table netdev shoal".into(), "ingress: nft: table netdev shoal is gone"),
-        (&host, "nft flush map ip shoal zones".into(), "ingress: nft: zones lacks"),
-        (&host, "nft flush map ip shoal marks".into(), "ingress: nft: marks lacks"),
+        (&host, "nft flush map inet shoal zones".into(), "ingress: nft: zones lacks"),
+        (&host, "nft flush map inet shoal marks".into(), "ingress: nft: marks lacks"),
         (&host, "nft flush map netdev shoal returns".into(), "ingress: nft: returns lacks"),
-        (&host, "nft flush set ip shoal homes".into(), "ingress: nft: homes lacks"),
+        (&host, "nft flush set inet shoal homes".into(), "ingress: nft: homes lacks"),
         (&host, "sysctl -qw net.ipv4.ip_forward=0".into(), "sysctl: net/ipv4/ip_forward is 0, not 1"),
         (
             &host,
@@ -172,13 +176,13 @@ fn every_kind_of_damage_is_named_and_repaired() {
             "ingress: sysctl: net/ipv4/conf/shoal-ing/proxy_arp",
         ),
         // The node as a whole.
-        (&host, "nft flush chain ip shoal publish".into(), "node: nft: the rules of table ip shoal were"),
+        (&host, "nft flush chain inet shoal publish".into(), "node: nft: the rules of table inet shoal were"),
         (
             &host,
-            "nft insert rule ip shoal publish tcp dport 1 drop".into(),
-            "node: nft: the rules of table ip shoal were",
+            "nft insert rule inet shoal publish tcp dport 1 drop".into(),
+            "node: nft: the rules of table inet shoal were",
         ),
-        (&host, "nft flush ruleset".into(), "node: nft: table ip shoal is gone"),
+        (&host, "nft flush ruleset".into(), "node: nft: table inet shoal is gone"),
         (&host, "nft flush ruleset; ip link del shoal-ingvx".into(), "ingress: fabric: link shoal-ingvx"),
         (&host, "ip link del shoal-gw".into(), "node: fabric: link shoal-gw is gone"),
         (&host, "ip link del shoal-ing".into(), "p: sandbox: no link to network ingress"),

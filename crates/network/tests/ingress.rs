@@ -192,7 +192,7 @@ fn ports_change_one_by_one() {
     let client = &mesh.world.client;
     let target = format!("{}:8000", node.address);
     node.publish(&[(Tcp, 8000, &BACKENDS[..1])]);
-    let rules = || node.host.sh("nft -a -t list table ip shoal");
+    let rules = || node.host.sh("nft -a -t list table inet shoal");
     let before = rules();
     let mut connection = client.connect(&target, 0).unwrap();
     assert!(connection.ask().unwrap().starts_with("t0 "));

@@ -40,7 +40,7 @@ fn meet(sandboxes: &[Host]) {
             assert!(host.ask(&v4).unwrap().starts_with(&seen4));
             assert!(host.udp(0).ask(&v4).unwrap().starts_with(&seen4));
             assert!(host.ask(&v6).unwrap().starts_with(&seen6));
-            assert!(host.udp_v6().ask(&v6).unwrap().starts_with(&seen6));
+            assert!(host.udp_v6(0).ask(&v6).unwrap().starts_with(&seen6));
             host.sh(&format!("busybox ping -c1 -W3 10.0.1.{to}; busybox ping -6 -c1 -W3 fd00:1::{to}"));
         }
     }
@@ -172,8 +172,9 @@ fn all_subnets_of_a_network_are_one_network() {
 fn the_nodes_own_routes_are_told_and_followed() {
     let world = World::new(1);
     let node = &world.nodes[0];
-    let routes = node.fabric.route_changes();
-    let told = || routes.borrow().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let own = node.fabric.own_network();
+    let told = || own.borrow().routes.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let addresses = || own.borrow().addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     // The client's side is behind the default route; loopback and what is ours say nothing.
     assert_eq!(told(), ["10.77.0.0/24"]);
     let table = world.ingress().endpoint("p", 0, "10.0.0.10").done();
@@ -184,6 +185,7 @@ fn the_nodes_own_routes_are_told_and_followed() {
     eventually("a new route is told", || told() == ["10.77.0.0/24", "172.30.0.0/16"]);
     node.host.sh("sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0; ip -6 addr add fd00:9::1/64 dev eth0 nodad");
     eventually("an IPv6 route is told", || told() == ["10.77.0.0/24", "172.30.0.0/16", "fd00:9::/64"]);
+    assert_eq!(addresses(), ["10.77.0.1", "fd00:9::1"], "not those of our links");
     node.host.sh("ip route del 172.30.0.0/16");
     eventually("a route is gone", || told() == ["10.77.0.0/24", "fd00:9::/64"]);
 }

@@ -13,8 +13,10 @@ use shoal_network::*;
 fn picture(node: &Node) -> String {
     let host =
         node.host.sh("ip -d -o link | sed 's/ state .*//'; ip -o addr; ip rule; ip route show table all; \
-         ip neigh show nud permanent; bridge fdb; nft list ruleset");
-    let mut picture = host;
+         ip -6 rule; ip -6 route show table all; ip neigh show nud permanent; bridge fdb; nft list ruleset");
+    // A node that forwards IPv6 hears what is said to all routers, and stays one like for IPv4.
+    let mut picture: String =
+        host.split_inclusive('\n').filter(|line| !line.starts_with("33:33:00:00:00:02")).collect();
     let netns = node.run_dir.path().join("netns");
     let mut names: Vec<_> =
         std::fs::read_dir(netns).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();

@@ -2,6 +2,7 @@
 
 mod change;
 mod failure;
+mod matrix;
 mod placement;
 mod silence;
 mod spread;

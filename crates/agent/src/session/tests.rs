@@ -26,7 +26,7 @@ struct FakeNode {
     obeyed: Mutex<Vec<Assigned>>,
     unreported: Mutex<Vec<(TaskId, TaskStatus)>>,
     news: Notify,
-    routes: watch::Sender<BTreeSet<IpNet>>,
+    own_network: watch::Sender<OwnNetwork>,
 }
 
 impl FakeNode {
@@ -37,7 +37,7 @@ impl FakeNode {
             obeyed: Mutex::default(),
             unreported: Mutex::default(),
             news: Notify::new(),
-            routes: watch::Sender::default(),
+            own_network: watch::Sender::default(),
         })
     }
 
@@ -52,12 +52,12 @@ impl FakeNode {
 
 impl Host for FakeNode {
     fn description(&self) -> NodeDescription {
-        let routes = self.routes.borrow().clone();
-        NodeDescription { hostname: "fake".to_owned(), routes, ..NodeDescription::default() }
+        let OwnNetwork { routes, addresses } = self.own_network.borrow().clone();
+        NodeDescription { hostname: "fake".to_owned(), routes, addresses, ..NodeDescription::default() }
     }
 
-    fn routes(&self) -> watch::Receiver<BTreeSet<IpNet>> {
-        self.routes.subscribe()
+    fn own_network(&self) -> watch::Receiver<OwnNetwork> {
+        self.own_network.subscribe()
     }
 
     fn tables(&self) -> &Tables {
@@ -210,15 +210,17 @@ async fn hello_names_the_node_and_what_it_holds_and_every_status_follows() {
 }
 
 #[tokio::test]
-async fn new_routes_of_the_node_are_told_at_once() {
+async fn new_routes_and_addresses_of_the_node_are_told_at_once() {
     let mut stage = Stage::set();
     let mut session = stage.accept().await;
     session.welcome().await;
     assert!(matches!(session.next().await, Up::Statuses(_)));
     let routes = BTreeSet::from(["172.30.0.0/16".parse().unwrap()]);
-    stage.node.routes.send_replace(routes.clone());
+    let addresses = BTreeSet::from(["192.0.2.7".parse().unwrap()]);
+    stage.node.own_network.send_replace(OwnNetwork { routes: routes.clone(), addresses: addresses.clone() });
     let Up::Description(payload) = session.next().await else { panic!("the description") };
-    assert_eq!(decode::<NodeDescription>(&payload).unwrap().routes, routes);
+    let told = decode::<NodeDescription>(&payload).unwrap();
+    assert_eq!((told.routes, told.addresses), (routes, addresses));
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::{Result, lock};
 
-pub(crate) use self::plan::{ports, services};
+pub(crate) use self::plan::{local_ports, ports, services};
 pub(crate) use self::work::Effects;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);

@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use shoal_balancer::{PortKey, ServiceKey};
-use shoal_model::{EndpointId, NetworkTable, Protocol, PublishMode, ServiceEntry};
+use shoal_model::{EndpointId, IpVersion, NetworkTable, Protocol, PublishMode, ServiceEntry};
 
 pub(crate) type Services = BTreeMap<ServiceKey, BTreeSet<IpAddr>>;
 pub(crate) type Ports = BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>>;
+pub(crate) type LocalPorts = BTreeMap<PortKey, BTreeSet<SocketAddr>>;
 
 /// What is in force of one network, kept up with every step that succeeds: a plan that fails half-way
 /// is made anew from what was really done.
@@ -24,7 +25,7 @@ pub(crate) struct Held {
     /// What the node accepts from outside; only of the ingress network.
     pub ports: Ports,
     /// What the kernel translates for the node's own clients.
-    pub local_ports: BTreeSet<PortKey>,
+    pub local_ports: LocalPorts,
     /// Addresses whose clients have already been told.
     pub released: BTreeSet<IpAddr>,
     /// Kernel or resolver were seen to hold something else than was brought into force: what cannot
@@ -92,6 +93,21 @@ pub(crate) fn ports(table: &NetworkTable) -> Ports {
     ports
 }
 
+/// Where the node's own programs are led that use those ports. By IPv6 they reach backends in IPv6; on an
+/// ingress network without it the others, as far as their sockets can.
+pub(crate) fn local_ports(table: &NetworkTable) -> LocalPorts {
+    let has_v6 = table.config.pools.iter().any(|pool| pool.subnet.addr().is_ipv6());
+    let mut local = LocalPorts::new();
+    for ((protocol, port), backends) in ports(table) {
+        for version in IpVersion::ALL {
+            let wanted = if has_v6 { version } else { IpVersion::V4 };
+            let backends = backends.iter().filter(|backend| IpVersion::of(backend.ip()) == wanted);
+            local.insert(PortKey { version, protocol, port }, backends.copied().collect());
+        }
+    }
+    local
+}
+
 fn backends_v6<'a>(table: &'a NetworkTable, service: &'a ServiceEntry) -> impl Iterator<Item = IpAddr> + 'a {
     let endpoints = service.backends.iter().filter_map(|id| table.endpoints.get(id));
     endpoints.filter_map(|endpoint| endpoint.address_v6).map(|address| address.addr())
@@ -119,10 +135,10 @@ pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<E
         }
     }
     // The node's own clients first: once the node accepts a port, who is not translated is refused.
-    for (&(protocol, port), backends) in &new_ports {
-        let key = PortKey { protocol, port };
-        if held.ports.get(&(protocol, port)) != Some(backends) || !held.local_ports.contains(&key) {
-            steps.push(Step::SetPort(key, backends.clone()));
+    let new_local_ports = wanted.map(local_ports).unwrap_or_default();
+    for (key, backends) in &new_local_ports {
+        if held.local_ports.get(key) != Some(backends) {
+            steps.push(Step::SetPort(*key, backends.clone()));
         }
     }
     let mut accepted = held.ports.clone();
@@ -137,12 +153,11 @@ pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<E
         None => steps.push(Step::RemoveNames),
     }
 
-    let key = |&(protocol, port): &(Protocol, u16)| PortKey { protocol, port };
-    let kept: BTreeSet<PortKey> = new_ports.keys().map(key).collect();
     if accepted != new_ports {
         steps.push(Step::AcceptPorts(new_ports));
     }
-    steps.extend(held.local_ports.difference(&kept).map(|key| Step::RemovePort(*key)));
+    let stale = held.local_ports.keys().filter(|key| !new_local_ports.contains_key(key));
+    steps.extend(stale.map(|key| Step::RemovePort(*key)));
     let stale = held.services.keys().filter(|key| !new_services.contains_key(key));
     steps.extend(stale.map(|key| Step::RemoveService(*key)));
     match wanted {

@@ -4,14 +4,14 @@
 //! Within one network the order is the plan's. What networks share (the node's nft tables, the
 //! balancer's maps, the resolver's feed) has one writer each, which takes changes one at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use shoal_balancer::{Balancer, PortKey};
+use shoal_balancer::Balancer;
 use shoal_model::{NetworkId, NetworkTable};
 use shoal_network::Fabric;
 use shoal_resolver::Names;
@@ -136,10 +136,10 @@ impl Force for Effects {
         }
         let ingress = tables.values().find(|table| table.config.ingress);
         let others = self.host_ports.keys();
-        for key in kernel.ports.into_keys().filter(|key| !others.contains(key)) {
+        for (key, backends) in kernel.ports.into_iter().filter(|(key, _)| !others.contains(key)) {
             match ingress {
                 Some(table) => {
-                    held.entry(table.network.clone()).or_default().local_ports.insert(key);
+                    held.entry(table.network.clone()).or_default().local_ports.insert(key, backends);
                 }
                 None => report("remove a stale port", self.balancer.remove_port(key)),
             }
@@ -192,14 +192,8 @@ async fn look_again(
     held.services = kernel.services.into_iter().filter(|(key, _)| key.vni == table.config.vni).collect();
     if table.config.ingress {
         held.ports = effects.fabric.read_ports().await?;
-        let asked = plan::ports(table);
-        let is_as_asked = |key: &PortKey, backends: &BTreeSet<SocketAddr>| {
-            asked.get(&(key.protocol, key.port)).is_none_or(|asked| asked == backends)
-        };
         let others = effects.host_ports.keys();
-        let ours = kernel.ports.into_iter().filter(|(key, _)| !others.contains(key));
-        let known = ours.filter(|(key, backends)| is_as_asked(key, backends));
-        held.local_ports = known.map(|(key, _)| key).collect();
+        held.local_ports = kernel.ports.into_iter().filter(|(key, _)| !others.contains(key)).collect();
     }
     Ok(())
 }
@@ -233,7 +227,7 @@ async fn perform(
         }
         (Step::SetPort(key, backends), _) => {
             balancer.set_port(key, &backends)?;
-            held.local_ports.insert(key);
+            held.local_ports.insert(key, backends);
         }
         (Step::RemovePort(key), _) => {
             balancer.remove_port(key)?;

@@ -18,8 +18,12 @@ use crate::server::{App, server_header};
 struct Worker;
 
 fn here() -> NodeNetwork {
-    let node =
-        |address: &str| model::NodeEntry { data_path_address: address.parse().unwrap(), address: None };
+    let node = |address: &str| model::NodeEntry {
+        data_path_address: address.parse().unwrap(),
+        address: None,
+        address_v6: None,
+        addresses: Default::default(),
+    };
     let pool = model::AddressPool {
         gateway: "10.0.1.1".parse().ok(),
         reserved: [("printer".to_owned(), "10.0.1.9".parse().unwrap())].into(),

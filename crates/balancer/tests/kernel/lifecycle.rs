@@ -8,7 +8,7 @@ use aya::maps::MapData;
 use shoal_balancer::{
     BACKENDS_MAX, Balancer, DnsPorts, Error, KernelState, NETWORKS_MAX, PortKey, SandboxEntry,
 };
-use shoal_model::Protocol;
+use shoal_model::{IpVersion, Protocol};
 
 use crate::world::*;
 
@@ -65,7 +65,7 @@ fn what_is_set_is_read_back() {
         expected.services = BTreeMap::from([(key(VIP), addresses(count))]);
         assert_eq!(balancer.read_back().unwrap(), expected);
     }
-    let port = PortKey { protocol: Protocol::Udp, port: 53 };
+    let port = PortKey { version: IpVersion::V4, protocol: Protocol::Udp, port: 53 };
     let backends = BTreeSet::from([SocketAddr::new(VIP, 5353), SocketAddr::new(VIP, 5354)]);
     balancer.set_port(port, &backends).unwrap();
     expected.ports.insert(port, backends);
@@ -89,7 +89,7 @@ fn what_does_not_fit_is_refused() {
     let entry = SandboxEntry { networks: vec![1; NETWORKS_MAX + 1], dns: None };
     assert!(matches!(balancer.set_sandbox(7, &entry), Err(Error::TooManyNetworks { count: 17, max: 16 })));
     assert!(matches!(balancer.set_service(key(VIP), &[VIP6].into()), Err(Error::Family { .. })));
-    let port = PortKey { protocol: Protocol::Tcp, port: 80 };
+    let port = PortKey { version: IpVersion::V4, protocol: Protocol::Tcp, port: 80 };
     let mixed = BTreeSet::from([SocketAddr::new(VIP, 80), SocketAddr::new(VIP6, 80)]);
     assert!(matches!(balancer.set_port(port, &mixed), Err(Error::MixedFamilies(80))));
     let many = (0..=u32::try_from(BACKENDS_MAX).unwrap()).map(|n| IpAddr::from((10 << 24 | n).to_be_bytes()));

@@ -5,13 +5,15 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use shoal_balancer::PortKey;
-use shoal_model::Protocol;
+use shoal_model::{IpVersion, Protocol};
 
 use crate::world::*;
 
 const PUBLISHED: u16 = 8000;
-const TCP: PortKey = PortKey { protocol: Protocol::Tcp, port: PUBLISHED };
-const UDP: PortKey = PortKey { protocol: Protocol::Udp, port: PUBLISHED };
+const TCP: PortKey = PortKey { version: IpVersion::V4, protocol: Protocol::Tcp, port: PUBLISHED };
+const UDP: PortKey = PortKey { protocol: Protocol::Udp, ..TCP };
+const TCP_V6: PortKey = PortKey { version: IpVersion::V6, ..TCP };
+const UDP_V6: PortKey = PortKey { version: IpVersion::V6, ..UDP };
 
 /// "node" stands for the node, "b" for the task that serves.
 fn published() -> World {
@@ -21,8 +23,9 @@ fn published() -> World {
     world.balancer().remove_sandbox(world.cookie("node")).unwrap();
     world.balancer().set_node(world.cookie("node"), &local).unwrap();
     let backends = BTreeSet::from([SocketAddr::new(world.address("b"), PORT)]);
-    world.balancer().set_port(TCP, &backends).unwrap();
-    world.balancer().set_port(UDP, &backends).unwrap();
+    for key in [TCP, UDP, TCP_V6, UDP_V6] {
+        world.balancer().set_port(key, &backends).unwrap();
+    }
     world
 }
 
@@ -71,8 +74,9 @@ fn unconnected_datagrams_reach_a_published_port_where_the_kernel_can() {
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     });
     let backend = SocketAddr::new(world.address6("b"), PORT);
-    world.balancer().set_port(UDP, &[backend].into()).unwrap();
+    world.balancer().set_port(UDP_V6, &[backend].into()).unwrap();
     world.inside("node", || {
+        assert_eq!(ask_udp(&UdpSocket::bind("0.0.0.0:0").unwrap(), own).unwrap().1, own, "IPv4 as before");
         let to = (Ipv6Addr::LOCALHOST, PUBLISHED).into();
         let socket = UdpSocket::bind("[::]:0").unwrap();
         assert_eq!(ask_udp(&socket, to).unwrap(), ("b".to_owned(), to), "with an IPv6 backend");

@@ -23,7 +23,9 @@ fn a_service_gets_dockers_addresses_and_runs() {
     let web = world.service(declared).unwrap();
     let service = world.state.service(&web).unwrap().clone();
     let vips: Vec<_> = service.endpoint.virtual_ips.iter().map(|vip| vip.address.to_string()).collect();
-    assert_eq!(vips, ["10.0.1.2/24", "10.0.0.3/24"]);
+    let (v6, v4): (Vec<_>, Vec<_>) = vips.iter().partition(|vip| vip.contains(':'));
+    assert_eq!(v4, ["10.0.1.2/24", "10.0.0.3/24"]);
+    assert!(v6.len() == 1 && v6[0].ends_with("::3/64"), "published ports are reached by IPv6, too: {v6:?}");
     assert_eq!(service.endpoint.ports[1].published, 30_000);
     let vnis: Vec<_> = ["ingress", "mynet"]
         .map(|name| world.state.network_named(name).unwrap().state.as_ref().unwrap().vni)

@@ -118,7 +118,11 @@ impl Host {
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
             if port != 0 {
-                socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+                let any: IpAddr = match target {
+                    SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                    SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                };
+                socket.bind(&SocketAddr::from((any, port)).into())?;
             }
             socket.connect_timeout(&target.into(), Duration::from_secs(3))?;
             let stream = TcpStream::from(socket);
@@ -133,8 +137,8 @@ impl Host {
     }
 
     /// The same for IPv6.
-    pub fn udp_v6(&self) -> Datagrams {
-        self.udp_at(Ipv6Addr::UNSPECIFIED.into(), 0)
+    pub fn udp_v6(&self, port: u16) -> Datagrams {
+        self.udp_at(Ipv6Addr::UNSPECIFIED.into(), port)
     }
 
     fn udp_at(&self, address: IpAddr, port: u16) -> Datagrams {
@@ -207,6 +211,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Once the world [speaks IPv6](World::speak_v6).
+    pub fn address_v6(&self) -> Ipv6Addr {
+        let [.., last] = self.address.octets();
+        Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, last.into())
+    }
+
     pub fn config(&self) -> NetworkConfig {
         NetworkConfig {
             run_dir: self.run_dir.path().to_owned(),
@@ -275,6 +285,7 @@ pub struct World {
 }
 
 pub const CLIENT: &str = "203.0.113.9";
+pub const CLIENT_V6: &str = "2001:db8:113::9";
 
 impl World {
     /// Node `n` (from 0) has the underlay address 10.77.0.(n+1) and the ingress address 10.0.0.(n+2).
@@ -324,12 +335,34 @@ impl World {
         TableBuilder { world: self, table: self.empty_table("ingress", 4096, "10.0.0.0/24", true) }
     }
 
+    /// Gives everybody IPv6 as well: the client and the router, and every node its
+    /// [`address_v6`](Node::address_v6).
+    pub fn speak_v6(&self) {
+        let on = |host: &Host, link: &str, address: &str| {
+            host.sh(&format!(
+                "sysctl -qw net.ipv6.conf.{link}.disable_ipv6=0; ip -6 addr add {address}/64 dev {link} nodad"
+            ));
+        };
+        on(&self.router, "eth0", "2001:db8:77::fe");
+        on(&self.router, "eth1", "2001:db8:113::1");
+        self.router.sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        on(&self.client, "eth0", CLIENT_V6);
+        self.client.sh("ip -6 route add default via 2001:db8:113::1");
+        for node in &self.nodes {
+            on(&node.host, "eth0", &node.address_v6().to_string());
+            node.host.sh("ip -6 route add default via 2001:db8:77::fe");
+        }
+    }
+
     fn empty_table(&self, id: &str, vni: u32, subnet: &str, ingress: bool) -> NetworkTable {
         let subnet: ipnet::IpNet = subnet.parse().unwrap();
         let nodes = self.nodes.iter().map(|node| {
             let address =
                 ingress.then(|| ipnet::IpNet::new(node.ingress.into(), subnet.prefix_len()).unwrap());
-            (node.id.clone(), NodeEntry { data_path_address: node.address.into(), address })
+            let data_path_address = node.address.into();
+            let entry =
+                NodeEntry { data_path_address, address, address_v6: None, addresses: BTreeSet::new() };
+            (node.id.clone(), entry)
         });
         NetworkTable {
             network: id.into(),
@@ -371,6 +404,20 @@ impl TableBuilder<'_> {
                 names: Vec::new(),
             },
         );
+        self
+    }
+
+    /// Gives the ingress network IPv6 as well, and tells of the nodes' own addresses in it.
+    pub fn dual(mut self) -> Self {
+        let subnet: ipnet::IpNet = "fd00:5a::/64".parse().unwrap();
+        let pool = AddressPool { gateway: "fd00:5a::1".parse().ok(), ..AddressPool::new(subnet) };
+        self.table.config.pools.push(pool);
+        for node in &self.world.nodes {
+            let entry = self.table.nodes.get_mut(&node.id).unwrap();
+            let [.., last] = node.ingress.octets();
+            entry.address_v6 = format!("fd00:5a::{last:x}/64").parse().ok();
+            entry.addresses = BTreeSet::from([node.address.into(), node.address_v6().into()]);
+        }
         self
     }
 

@@ -28,8 +28,8 @@ impl Node {
                     self.held.services.insert(*key, backends.clone());
                 }
                 Step::AcceptPorts(ports) => self.held.ports = ports.clone(),
-                Step::SetPort(key, _) => {
-                    self.held.local_ports.insert(*key);
+                Step::SetPort(key, backends) => {
+                    self.held.local_ports.insert(*key, backends.clone());
                 }
                 Step::SetNames => self.names = wanted.cloned(),
                 Step::RemoveNames => self.names = None,
@@ -64,8 +64,11 @@ impl Node {
             assert!(self.held.services.keys().any(|key| key.address == vip), "{vip} has a name only");
         }
         for &(protocol, port) in self.held.ports.keys() {
-            let key = PortKey { protocol, port };
-            assert!(self.held.local_ports.contains(&key), "{port} is accepted, but not for the node itself");
+            for version in IpVersion::ALL {
+                let key = PortKey { version, protocol, port };
+                let known = self.held.local_ports.contains_key(&key);
+                assert!(known, "{port} is accepted, but not for the node itself");
+            }
         }
     }
 }
@@ -161,7 +164,7 @@ fn published_ports_are_accepted_before_old_ones_are_refused() {
         })
         .collect();
     assert_eq!(sizes, [2, 1]);
-    assert_eq!(node.held.local_ports.len(), 1);
+    assert_eq!(node.held.local_ports.len(), 2, "one for each version of IP");
     node.apply(None, &BTreeSet::new());
     assert!(node.held.ports.is_empty() && node.held.local_ports.is_empty());
 }
