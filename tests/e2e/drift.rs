@@ -57,7 +57,7 @@ impl Stage {
     }
 
     fn map(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/sys/fs/bpf/shoal-{}/1/maps/{name}", self.node.tag()))
+        PathBuf::from(format!("/sys/fs/bpf/shoal-{}/2/maps/{name}", self.node.tag()))
     }
 
     /// What the node says it has found and repaired so far.

@@ -57,6 +57,7 @@ impl Agent {
         node.tracker.spawn(async move { tables.run(&effects, closing).await });
         node.tracker.spawn(follow_addresses(node.clone()));
         node.tracker.spawn(follow_mtu(node.clone()));
+        node.tracker.spawn(follow_own_network(node.clone()));
         node.tracker.spawn(drift::watch(node.clone()));
         if !stored.rebuilt {
             node.tracker.spawn(prune_resolver(node.clone(), stored_sandboxes(&node)));
@@ -474,6 +475,14 @@ async fn follow_addresses(node: Arc<Node>) {
         if !matches!(changed, Some(Ok(()))) {
             return;
         }
+    }
+}
+
+/// What is bound to a link follows the link's addresses.
+async fn follow_own_network(node: Arc<Node>) {
+    let mut changes = node.fabric.own_network();
+    while let Some(Ok(())) = node.closing.run_until_cancelled(changes.changed()).await {
+        node.tables.own_changed();
     }
 }
 

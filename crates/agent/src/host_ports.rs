@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
-use shoal_balancer::{KernelState, PortKey};
+use shoal_balancer::{KernelState, LocalPort, PortKey};
 use shoal_model::{IpVersion, PortConfig, Protocol, PublishMode, Task, TaskId};
 use shoal_network::Fabric;
 
@@ -128,7 +128,7 @@ impl HostPorts {
         let wanted = self.ways();
         for (port, way) in wanted.iter().filter(|(port, way)| applied.get(port) != Some(way)) {
             for key in keys(*port) {
-                node.balancer.set_port(key, &BTreeSet::from([*way]))?;
+                node.balancer.set_port(key, &led_to(*way))?;
             }
         }
         node.fabric.host_ports(&wanted).await?;
@@ -153,13 +153,17 @@ impl HostPorts {
         let wanted = self.ways();
         let mut differences = fabric.host_port_differences(&wanted).await?;
         for (at, way) in wanted {
-            if keys(at).any(|key| kernel.ports.get(&key) != Some(&BTreeSet::from([way]))) {
+            if keys(at).any(|key| kernel.ports.get(&key) != Some(&led_to(way))) {
                 let (protocol, port) = (at.0.as_str(), at.1);
                 differences.push(format!("balancer: port {port}/{protocol} does not lead to {way}"));
             }
         }
         Ok(differences)
     }
+}
+
+fn led_to(way: SocketAddr) -> LocalPort {
+    LocalPort { backends: [way].into(), bound: None }
 }
 
 /// The node's own programs reach a port by either version of IP.

@@ -28,7 +28,7 @@ use crate::resolver::Resolver;
 use crate::sandbox::TASK_LABEL;
 use crate::session::{Assigned, Host, SessionState};
 use crate::store::{NodeStore, Stored, TaskRecord};
-use crate::tables::{Effects, Tables};
+use crate::tables::{Effects, Own, Tables};
 use crate::task::{self, Container, Observed};
 use crate::tasks::Tasks;
 use crate::volumes::Volumes;
@@ -116,6 +116,12 @@ impl Node {
         self.membership.borrow().clone()
     }
 
+    /// The node as tables take effect on it.
+    pub(crate) fn own(&self) -> Own {
+        let links = self.fabric.own_network().borrow().links.clone();
+        Own { node: self.membership().map(|member| member.node), links }
+    }
+
     pub(crate) fn effects(&self) -> Effects {
         Effects {
             fabric: self.fabric.clone(),
@@ -123,6 +129,7 @@ impl Node {
             resolver: self.resolver.clone(),
             store: self.store.clone(),
             host_ports: self.host_ports.clone(),
+            membership: self.membership.subscribe(),
         }
     }
 

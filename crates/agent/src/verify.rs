@@ -8,8 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_balancer::{DnsPorts, KernelState, PortKey, SandboxEntry};
-use shoal_model::{IpVersion, NetworkId, NetworkTable, NodeId, NodeReport, TableCounts, TableReport};
+use shoal_balancer::{DnsPorts, KernelState, LocalPort, PortKey, SandboxEntry};
+use shoal_model::{
+    Backends, IpVersion, NetworkId, NetworkTable, NodeId, NodeReport, TableCounts, TableReport,
+};
 use shoal_network::{FabricState, SandboxConfig};
 use shoal_resolver::Names;
 use shoal_resolver::feed::State;
@@ -17,7 +19,7 @@ use shoal_resolver::feed::State;
 use crate::node::Node;
 use crate::resolver::Served;
 use crate::sandbox::Tenant;
-use crate::tables::{InForce, local_ports, ports, services};
+use crate::tables::{InForce, Own, local_ports, ports, services};
 use crate::{Error, Result, sandbox};
 
 /// Between the two looks.
@@ -169,9 +171,9 @@ pub(crate) async fn look(node: &Node) -> Result<Sighting> {
             None
         }
     };
-    let own = node.membership().map(|member| member.node);
+    let own = node.own();
     for table in in_force.values() {
-        let (differences, report) = look_at_network(node, table, own.as_ref(), &kernel, names.as_ref()).await;
+        let (differences, report) = look_at_network(node, table, &own, &kernel, names.as_ref()).await;
         sighting.reports.push(report);
         let place = Place::Network(table.network.clone());
         // Read while something else came into force, all of this says nothing.
@@ -213,7 +215,7 @@ async fn read_balancer(node: &Node) -> Result<KernelState> {
 async fn look_at_network(
     node: &Node,
     table: &NetworkTable,
-    own: Option<&NodeId>,
+    own: &Own,
     kernel: &KernelState,
     names: Option<&State>,
 ) -> (Vec<(Kind, String)>, TableReport) {
@@ -223,7 +225,7 @@ async fn look_at_network(
     let found = node.fabric.differences(table).await.unwrap_or_else(unseen);
     differences.extend(found.into_iter().map(|text| (Kind::Fabric, text)));
     if table.config.ingress {
-        let found = node.fabric.port_differences(&ports(table)).await.unwrap_or_else(unseen);
+        let found = node.fabric.port_differences(&ports(table, own)).await.unwrap_or_else(unseen);
         differences.extend(found.into_iter().map(|text| (Kind::Ports, text)));
     }
     (differences, report)
@@ -232,13 +234,13 @@ async fn look_at_network(
 /// One table against what balancer and resolver hold; what the fabric has is only counted here.
 fn compare(
     table: &NetworkTable,
-    own: Option<&NodeId>,
+    own: &Own,
     kernel: &KernelState,
     names: Option<&State>,
     fabric: &FabricState,
 ) -> (Vec<(Kind, String)>, TableReport) {
     let mut differences = Vec::new();
-    let expected = services(table);
+    let expected = services(table, own);
     let vni = table.config.vni;
     let found: BTreeMap<_, _> = kernel.services.iter().filter(|(key, _)| key.vni == vni).collect();
     let mut differs = |text: String| differences.push((Kind::Balancer, text));
@@ -246,7 +248,12 @@ fn compare(
         match found.get(key) {
             None => differs(format!("balancer: {} is missing", key.address)),
             Some(found) if *found != backends => {
-                differs(format!("balancer: {} leads to {found:?}, not {backends:?}", key.address));
+                differs(format!(
+                    "balancer: {} leads to {}, not {}",
+                    key.address,
+                    words(found),
+                    words(backends)
+                ));
             }
             Some(_) => {}
         }
@@ -254,14 +261,18 @@ fn compare(
     for key in found.keys().filter(|key| !expected.contains_key(key)) {
         differs(format!("balancer: {} belongs to no service", key.address));
     }
-    let local = local_ports(table);
+    let local = local_ports(table, own);
     let published = if table.config.ingress { kernel.ports.clone() } else { BTreeMap::new() };
     for (key, backends) in &local {
         let name = port_name(key);
         match published.get(key) {
             None => differs(format!("balancer: {name} is missing")),
             Some(found) if found != backends => {
-                differs(format!("balancer: {name} leads to {found:?}, not {backends:?}"));
+                differs(format!(
+                    "balancer: {name} leads to {}, not {}",
+                    local_words(found),
+                    local_words(backends)
+                ));
             }
             Some(_) => {}
         }
@@ -273,7 +284,7 @@ fn compare(
     let resolver = names.and_then(|names| names.networks.get(&table.network));
     differences.extend(name_difference(&wanted_names, names, &table.network));
     let backends = |services: &mut dyn Iterator<Item = usize>| services.sum();
-    let remote = remote(table, own);
+    let remote = remote(table, own.node.as_ref());
     let report = TableReport {
         network: table.network.clone(),
         name: table.config.name.clone(),
@@ -283,14 +294,14 @@ fn compare(
         held: TableCounts {
             names: wanted_names.len(),
             vips: expected.len(),
-            backends: backends(&mut expected.values().map(BTreeSet::len)),
+            backends: backends(&mut expected.values().map(|backends| backends.members.len())),
             ports: count_ports(local.keys()),
             remote_endpoints: remote.len(),
         },
         read_back: TableCounts {
             names: resolver.map_or(0, |state| state.names),
             vips: found.len(),
-            backends: backends(&mut found.values().map(|backends| backends.len())),
+            backends: backends(&mut found.values().map(|backends| backends.members.len())),
             ports: count_ports(published.keys()),
             remote_endpoints: fabric.remote.len(),
         },
@@ -314,6 +325,15 @@ fn name_difference(wanted: &Names, read: Option<&State>, network: &NetworkId) ->
         Some(_) => return None,
     };
     Some((Kind::Names, text))
+}
+
+fn words<A: Ord + std::fmt::Debug>(backends: &Backends<A>) -> String {
+    format!("{:?}{}", backends.members, if backends.by_source { " by source" } else { "" })
+}
+
+fn local_words(port: &LocalPort) -> String {
+    let bound = port.bound.as_ref().map(|bound| format!(" from {bound:?}")).unwrap_or_default();
+    words(&port.backends) + &bound
 }
 
 /// One that is reached by both versions of IP is one port.
@@ -432,8 +452,8 @@ mod tests {
     }
 
     fn differences(table: &NetworkTable, kernel: &KernelState, names: &State) -> Vec<String> {
-        let own = NodeId::new("node1");
-        let (found, _) = compare(table, Some(&own), kernel, Some(names), &FabricState::default());
+        let own = Own { node: Some(NodeId::new("node1")), ..Own::default() };
+        let (found, _) = compare(table, &own, kernel, Some(names), &FabricState::default());
         found.into_iter().map(|(_, text)| text).collect()
     }
 
@@ -448,7 +468,7 @@ mod tests {
             ["balancer: 10.0.1.2 is missing", "resolver: does not know the network"]
         );
 
-        let kernel = KernelState { services: services(&table), ..KernelState::default() };
+        let kernel = KernelState { services: services(&table, &Own::default()), ..KernelState::default() };
         let wanted = Names::from_table(&table);
         let whole =
             NetworkState { version: table.version, names: wanted.len(), digest: Some(wanted.digest()) };
@@ -461,8 +481,8 @@ mod tests {
             ["resolver: answers other names than the table's"]
         );
 
-        let own = NodeId::new("other");
-        let (_, report) = compare(&table, Some(&own), &kernel, Some(&names(whole)), &FabricState::default());
+        let own = Own { node: Some(NodeId::new("other")), ..Own::default() };
+        let (_, report) = compare(&table, &own, &kernel, Some(&names(whole)), &FabricState::default());
         assert_eq!(report.held, report.read_back);
         assert_eq!((report.held.vips, report.held.backends, report.held.remote_endpoints), (1, 1, 0));
     }
@@ -496,7 +516,7 @@ mod tests {
             NetworkState { version: table.version, names: wanted.len(), digest: Some(wanted.digest()) };
         let of = |ports: &[(u16, &str)]| {
             let ports = ports.iter().flat_map(|(port, backend)| {
-                let backends = BTreeSet::from([backend.parse().unwrap()]);
+                let backends = LocalPort { backends: [backend.parse().unwrap()].into(), bound: None };
                 let key = |version| PortKey { version, protocol: Protocol::Tcp, port: *port };
                 IpVersion::ALL.map(|version| (key(version), backends.clone()))
             });

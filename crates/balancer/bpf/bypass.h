@@ -89,7 +89,7 @@ INLINE void replace_address(struct __sk_buff *skb, __u32 at, __u8 protocol, __u3
 /* A backend for a flow that begins, or whose backend may have gone. */
 INLINE enum verdict place(struct bypass_key *key, const __u32 *kept, __u32 *backend)
 {
-	struct question q = { .service = { .vni = key->vni } };
+	struct question q = { .cookie = key->client, .service = { .vni = key->vni } };
 	struct target before = {}, chosen = {};
 	struct bypass_key back = *key;
 	enum verdict verdict;

@@ -31,6 +31,11 @@ struct local_key {
 	struct address address;
 };
 
+struct binding_key {
+	struct port_key port;
+	struct address address;
+};
+
 struct flow_key {
 	__u64 socket;
 	struct target other;
@@ -69,6 +74,16 @@ struct {
 	__type(key, struct local_key);
 	__type(value, __u8);
 } locals SEC(".maps");
+
+/* Local addresses at which ports that are BOUND are reached. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct binding_key);
+	__type(value, __u8);
+} bindings SEC(".maps");
 
 /* Entry 0: the last set number given out. For user space only, so that it outlives the loader. */
 struct {
@@ -137,10 +152,18 @@ INLINE int is_local(__u64 cookie, const struct address *a)
 	return bpf_map_lookup_elem(&locals, &key) != NULL;
 }
 
+INLINE int is_bound_elsewhere(const struct set *set, const struct port_key *port, const struct address *a)
+{
+	struct binding_key key = { .port = *port, .address = *a };
+
+	return (set->flags & BOUND) && !bpf_map_lookup_elem(&bindings, &key);
+}
+
 /* Does the namespace know this destination? Then the question is filled in. */
 INLINE int resolve(struct question *q, const struct sandbox *sandbox, const struct target *dst)
 {
 	__u32 zero = 0;
+	struct set *set;
 	__u64 *own;
 
 	if (sandbox) {
@@ -158,7 +181,8 @@ INLINE int resolve(struct question *q, const struct sandbox *sandbox, const stru
 	q->port.port = dst->port;
 	q->port.protocol = q->protocol;
 	q->port.version = is_v4(&dst->address) ? 4 : 6;
-	return find(q) && is_local(q->cookie, &dst->address);
+	set = find(q);
+	return set && is_local(q->cookie, &dst->address) && !is_bound_elsewhere(set, &q->port, &dst->address);
 }
 
 /* For unconnected UDP: remember the choice and the way back. Written only when new, so that a stream of

@@ -50,10 +50,13 @@ struct port_key {
 	__u8 version; /* 4 or 6 */
 };
 
+#define BY_SOURCE 1 /* equal sources get equal slots */
+#define BOUND 2     /* a port that only some local addresses lead to */
+
 struct set {
 	__u64 number;
 	__u32 count; /* 0: refuse */
-	__u32 zero;
+	__u32 flags;
 };
 
 struct slot_key {
@@ -108,7 +111,7 @@ enum verdict { PASS, TRANSLATED, REFUSED };
 
 /* What is looked for; kept so that it can be looked up again. */
 struct question {
-	__u64 cookie;
+	__u64 cookie; /* whose question it is: what a choice by source goes by */
 	__u8 is_port;
 	__u8 protocol;
 	struct service_key service;
@@ -129,6 +132,12 @@ INLINE int is_live(__u64 number, const struct target *target)
 	return bpf_map_lookup_elem(&live, &key) != NULL;
 }
 
+/* Cookies are numbers in a row (Fibonacci hashing spreads them). */
+INLINE __u32 source_of(const struct question *q)
+{
+	return (q->cookie * 0x9e3779b97f4a7c15ULL) >> 32;
+}
+
 /* Picks a backend: the one that was picked before, if it is still one, or any.
  *
  * Elements of a hash map are reused as soon as they are deleted, also under a reader's hands. So what
@@ -141,18 +150,19 @@ INLINE enum verdict choose(struct question *q, const struct target *before,
 		struct target *slot;
 		enum verdict verdict = REFUSED;
 		struct set *set = find(q);
-		__u32 count;
+		__u32 count, by_source;
 
 		if (!set)
 			return PASS;
 		key.set = set->number;
 		count = set->count;
+		by_source = set->flags & BY_SOURCE;
 		if (count) {
 			verdict = TRANSLATED;
 			if (before && is_live(key.set, before)) {
 				*chosen = *before;
 			} else {
-				key.slot = bpf_get_prandom_u32() % count;
+				key.slot = (by_source ? source_of(q) : bpf_get_prandom_u32()) % count;
 				slot = bpf_map_lookup_elem(&slots, &key);
 				if (!slot)
 					continue;

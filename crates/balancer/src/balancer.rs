@@ -5,12 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use shoal_model::{Addressed, Backends, shares};
+
 use crate::answerer;
-use crate::layout::{LocalKey, RawSandbox, Target};
+use crate::layout::{BOUND, BY_SOURCE, BindingKey, LocalKey, RawSandbox, Target};
 use crate::load::{self, Answering, Maps};
 use crate::pins::{self, PinnedMaps, Pins};
-use crate::sets::{absent_is_fine, map};
-use crate::{BalancerConfig, Error, KernelState, NETWORKS_MAX, PortKey, Result, SandboxEntry, ServiceKey};
+use crate::sets::{BACKENDS_MAX, absent_is_fine, map};
+use crate::{
+    BalancerConfig, Error, KernelState, LocalPort, NETWORKS_MAX, PortKey, Result, SandboxEntry, ServiceKey,
+};
 
 /// The connect-time balancer of one node.
 ///
@@ -107,13 +111,16 @@ impl Balancer {
     ///
     /// A UDP socket that was given a backend which is no longer one gets another with its next datagram;
     /// it keeps one that still is.
-    pub fn set_service(&self, key: ServiceKey, backends: &BTreeSet<IpAddr>) -> Result<()> {
-        if let Some(&backend) = backends.iter().find(|backend| backend.is_ipv4() != key.address.is_ipv4()) {
+    ///
+    /// Spread by source, a sandbox gets the same one whenever it asks.
+    pub fn set_service(&self, key: ServiceKey, backends: &Backends<IpAddr>) -> Result<()> {
+        let mut members = backends.members.iter();
+        if let Some(&backend) = members.find(|backend| backend.is_ipv4() != key.address.is_ipv4()) {
             return Err(Error::Family { address: key.address, backend });
         }
-        let targets: Vec<Target> = backends.iter().copied().map(Target::service).collect();
+        let (targets, flags) = slots(backends, Target::service)?;
         let Maps { services, sets, .. } = &mut *self.maps();
-        sets.replace(services, key.into(), &targets)
+        sets.replace(services, key.into(), &targets, flags)
     }
 
     /// Removes a VIP: who connects to it now meets the network itself. Idempotent.
@@ -127,19 +134,32 @@ impl Balancer {
     /// They reach it at every local address of the node of the key's version of IP, 127/8 or `::1` included.
     /// Backends are of one address family. An unconnected UDP socket cannot reach an IPv4 backend through
     /// `::1`, and no IPv4 socket an IPv6 backend.
-    pub fn set_port(&self, key: PortKey, backends: &BTreeSet<SocketAddr>) -> Result<()> {
-        if backends.iter().any(SocketAddr::is_ipv4) && backends.iter().any(SocketAddr::is_ipv6) {
+    pub fn set_port(&self, key: PortKey, port: &LocalPort) -> Result<()> {
+        let members = &port.backends.members;
+        if members.iter().any(SocketAddr::is_ipv4) && members.iter().any(SocketAddr::is_ipv6) {
             return Err(Error::MixedFamilies(key.port));
         }
-        let targets: Vec<Target> = backends.iter().copied().map(Target::port).collect();
-        let Maps { ports, sets, .. } = &mut *self.maps();
-        sets.replace(ports, key.into(), &targets)
+        let (targets, mut flags) = slots(&port.backends, Target::port)?;
+        let mut maps = self.maps();
+        if let Some(bound) = &port.bound {
+            flags |= BOUND;
+            for address in bound {
+                let binding = BindingKey::new(key, *address);
+                maps.bindings.insert(binding, 1, 0).map_err(map("bindings"))?;
+            }
+        }
+        let Maps { ports, sets, .. } = &mut *maps;
+        sets.replace(ports, key.into(), &targets, flags)?;
+        let wanted = port.bound.clone().unwrap_or_default();
+        maps.unbind(|binding| binding.port == key.into() && !wanted.contains(&binding.address()))
     }
 
     /// Stops leading clients of this port anywhere. Idempotent.
     pub fn remove_port(&self, key: PortKey) -> Result<()> {
-        let Maps { ports, sets, .. } = &mut *self.maps();
-        sets.remove(ports, key.into())
+        let mut maps = self.maps();
+        let Maps { ports, sets, .. } = &mut *maps;
+        sets.remove(ports, key.into())?;
+        maps.unbind(|binding| binding.port == key.into())
     }
 
     /// Names the node's own namespace and the addresses at which its published ports are reached from
@@ -188,13 +208,21 @@ impl Balancer {
         }
         for entry in maps.services.iter() {
             let (key, set) = entry.map_err(map("services"))?;
-            let backends = maps.sets.whole_slots_of(&set)?.iter().map(Target::address).collect();
+            let backends = maps.sets.backends_of(&set, Target::address)?;
             state.services.insert(key.into(), backends);
         }
         for entry in maps.ports.iter() {
             let (key, set) = entry.map_err(map("ports"))?;
-            let backends = maps.sets.whole_slots_of(&set)?.iter().map(Target::socket_address).collect();
-            state.ports.insert(key.into(), backends);
+            let backends = maps.sets.backends_of(&set, Target::socket_address)?;
+            let bound = (set.flags & BOUND != 0).then(BTreeSet::new);
+            state.ports.insert(key.into(), LocalPort { backends, bound });
+        }
+        for binding in maps.bindings.keys() {
+            let binding = binding.map_err(map("bindings"))?;
+            let port = state.ports.get_mut(&binding.port.into());
+            if let Some(bound) = port.and_then(|port| port.bound.as_mut()) {
+                bound.insert(binding.address());
+            }
         }
         Ok(state)
     }
@@ -220,7 +248,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The slots that spread connections like that, and what the set has to say of it.
+fn slots<A: Addressed + Copy + Ord>(
+    backends: &Backends<A>,
+    target: fn(A) -> Target,
+) -> Result<(Vec<Target>, u32)> {
+    let members: Vec<A> = backends.members.iter().copied().collect();
+    if members.len() > BACKENDS_MAX {
+        return Err(Error::TooManyBackends { count: members.len(), max: BACKENDS_MAX });
+    }
+    Ok(match backends.by_source {
+        true => (shares(&members).into_iter().copied().map(target).collect(), BY_SOURCE),
+        false => (members.into_iter().map(target).collect(), 0),
+    })
+}
+
 impl Maps {
+    fn unbind(&mut self, stray: impl Fn(&BindingKey) -> bool) -> Result<()> {
+        let keys: Vec<BindingKey> =
+            self.bindings.keys().collect::<Result<_, _>>().map_err(map("bindings"))?;
+        for key in keys.iter().filter(|key| stray(key)) {
+            absent_is_fine(self.bindings.remove(key)).map_err(map("bindings"))?;
+        }
+        Ok(())
+    }
+
     fn sweep(&mut self) -> Result<()> {
         let services = self.services.iter().map(|entry| entry.map(|(_, set)| set.number));
         let ports = self.ports.iter().map(|entry| entry.map(|(_, set)| set.number));

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use shoal_model::{IpVersion, Protocol};
+use shoal_model::{Backends, IpVersion, Protocol};
 
 /// Most networks one sandbox can be a member of: a fixed array in the kernel's map value.
 pub const NETWORKS_MAX: usize = 16;
@@ -49,10 +49,18 @@ pub struct PortKey {
     pub port: u16,
 }
 
-/// What the kernel's maps hold, read back.
+/// Where the node's own clients of a published port are led.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPort {
+    pub backends: Backends<SocketAddr>,
+    /// Only those who ask for one of these addresses; `None`: for any of the node's.
+    pub bound: Option<BTreeSet<IpAddr>>,
+}
+
+/// What the kernel's maps hold, read back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelState {
     pub sandboxes: BTreeMap<u64, SandboxEntry>,
-    pub services: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
-    pub ports: BTreeMap<PortKey, BTreeSet<SocketAddr>>,
+    pub services: BTreeMap<ServiceKey, Backends<IpAddr>>,
+    pub ports: BTreeMap<PortKey, LocalPort>,
 }

@@ -111,12 +111,33 @@ impl From<RawPort> for PortKey {
 pub(crate) struct Set {
     pub(crate) number: u64,
     pub(crate) count: u32,
-    zero: u32,
+    /// [`BY_SOURCE`] and [`BOUND`].
+    pub(crate) flags: u32,
 }
 
+pub(crate) const BY_SOURCE: u32 = 1;
+pub(crate) const BOUND: u32 = 2;
+
 impl Set {
-    pub(crate) fn new(number: u64, count: u32) -> Self {
-        Self { number, count, zero: 0 }
+    pub(crate) fn new(number: u64, count: u32, flags: u32) -> Self {
+        Self { number, count, flags }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct BindingKey {
+    pub(crate) port: RawPort,
+    address: Address,
+}
+
+impl BindingKey {
+    pub(crate) fn new(port: PortKey, address: IpAddr) -> Self {
+        Self { port: port.into(), address: address.into() }
+    }
+
+    pub(crate) fn address(&self) -> IpAddr {
+        self.address.into()
     }
 }
 
@@ -205,13 +226,14 @@ macro_rules! plain {
         unsafe impl aya::Pod for $type {})+
     };
 }
-plain!(Target, RawService, RawPort, Set, SlotKey, LiveKey, LocalKey, RawSandbox);
+plain!(Target, RawService, RawPort, Set, BindingKey, SlotKey, LiveKey, LocalKey, RawSandbox);
 
 const _: () = {
     assert!(size_of::<Target>() == 16 + 4);
     assert!(size_of::<RawService>() == 4 + 16);
     assert!(size_of::<RawPort>() == 4);
     assert!(size_of::<Set>() == 16);
+    assert!(size_of::<BindingKey>() == 4 + 16);
     assert!(size_of::<SlotKey>() == 16);
     assert!(size_of::<LiveKey>() == 8 + 20 + 4);
     assert!(size_of::<LocalKey>() == 8 + 16);

@@ -24,7 +24,9 @@ mod sys;
 
 pub use balancer::Balancer;
 pub use destroy::destroy_sockets;
-pub use entry::{BalancerConfig, DnsPorts, KernelState, NETWORKS_MAX, PortKey, SandboxEntry, ServiceKey};
+pub use entry::{
+    BalancerConfig, DnsPorts, KernelState, LocalPort, NETWORKS_MAX, PortKey, SandboxEntry, ServiceKey,
+};
 pub use error::{Error, Result};
 pub use netns::{netns_cookie, own_netns_cookie};
 pub use sets::BACKENDS_MAX;

@@ -8,7 +8,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod};
 
-use crate::layout::{LocalKey, RawPort, RawSandbox, RawService, Set};
+use crate::layout::{BindingKey, LocalKey, RawPort, RawSandbox, RawService, Set};
 use crate::pins::Pins;
 use crate::sets::Sets;
 use crate::{Error, Result, pins, sys};
@@ -36,6 +36,7 @@ pub(crate) struct Maps {
     pub(crate) ports: HashMap<MapData, RawPort, Set>,
     pub(crate) sets: Sets,
     pub(crate) locals: HashMap<MapData, LocalKey, u8>,
+    pub(crate) bindings: HashMap<MapData, BindingKey, u8>,
     pub(crate) node: Array<MapData, u64>,
 }
 
@@ -68,6 +69,7 @@ pub(crate) fn connect_programs(pins: &Pins) -> Result<Maps> {
             numbers: array(&mut ebpf, "numbers")?,
         },
         locals: hash(&mut ebpf, "locals")?,
+        bindings: hash(&mut ebpf, "bindings")?,
         node: array(&mut ebpf, "node")?,
     })
 }

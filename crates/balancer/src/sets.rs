@@ -1,11 +1,13 @@
 //! Sets of backends in the maps. See `bpf/services.h` for what a reader relies on.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, MapData, MapError};
 
-use crate::layout::{LiveKey, Set, SlotKey, Target};
+use shoal_model::{Addressed, Backends, shares};
+
+use crate::layout::{BY_SOURCE, LiveKey, Set, SlotKey, Target};
 use crate::{Error, Result};
 
 /// Most backends of one VIP or port.
@@ -22,15 +24,16 @@ pub(crate) struct Sets {
 pub(crate) type Entries<K> = HashMap<MapData, K, Set>;
 
 impl Sets {
-    /// Makes `targets` the backends of `key`: a reader sees the old ones or the new ones.
+    /// Makes `targets` the slots of `key`: a reader sees the old ones or the new ones.
     pub(crate) fn replace<K: Pod>(
         &mut self,
         entries: &mut Entries<K>,
         key: K,
         targets: &[Target],
+        flags: u32,
     ) -> Result<()> {
         let old = found(entries.get(&key, 0)).map_err(map("entries"))?;
-        let Some(new) = self.write(old.as_ref(), targets)? else { return Ok(()) };
+        let Some(new) = self.write(old.as_ref(), targets, flags)? else { return Ok(()) };
         if let Err(source) = entries.insert(key, new, 0) {
             self.delete(&new)?;
             return Err(map("entries")(source));
@@ -50,32 +53,37 @@ impl Sets {
         slots.filter_map(Result::transpose).collect::<Result<_, _>>().map_err(map("slots"))
     }
 
-    /// As [`slots_of`](Self::slots_of), without those that a remembering socket would not find.
-    pub(crate) fn whole_slots_of(&self, set: &Set) -> Result<Vec<Target>> {
-        let mut slots = self.slots_of(set)?;
-        let mut live = Vec::with_capacity(slots.len());
-        for target in &slots {
-            live.push(self.all_live(set.number, std::slice::from_ref(target))?);
+    /// The backends of a set, without those that a remembering socket would not find. One whose shares are
+    /// not those that its backends should have is not told to be spread by source.
+    pub(crate) fn backends_of<A: Addressed + Copy + Ord>(
+        &self,
+        set: &Set,
+        address: fn(&Target) -> A,
+    ) -> Result<Backends<A>> {
+        let slots = self.slots_of(set)?;
+        let mut members = BTreeSet::new();
+        for target in slots.iter().collect::<HashSet<_>>() {
+            if self.all_live(set.number, std::slice::from_ref(target))? {
+                members.insert(address(target));
+            }
         }
-        let mut live = live.into_iter();
-        slots.retain(|_| live.next() == Some(true));
-        Ok(slots)
+        let ordered: Vec<A> = members.iter().copied().collect();
+        let by_source =
+            set.flags & BY_SOURCE != 0 && shares(&ordered).into_iter().copied().eq(slots.iter().map(address));
+        Ok(Backends { members, by_source })
     }
 
     /// Writes a new set, or nothing (`None`) if the old one is whole and just the same.
-    fn write(&mut self, old: Option<&Set>, targets: &[Target]) -> Result<Option<Set>> {
-        if targets.len() > BACKENDS_MAX {
-            return Err(Error::TooManyBackends { count: targets.len(), max: BACKENDS_MAX });
-        }
+    fn write(&mut self, old: Option<&Set>, targets: &[Target], flags: u32) -> Result<Option<Set>> {
         if let Some(old) = old
-            && old.count as usize == targets.len()
+            && (old.count as usize, old.flags) == (targets.len(), flags)
             && self.slots_of(old)? == targets
             && self.all_live(old.number, targets)?
         {
             return Ok(None);
         }
         let number = self.next_number()?;
-        let new = Set::new(number, u32::try_from(targets.len()).unwrap_or(u32::MAX));
+        let new = Set::new(number, u32::try_from(targets.len()).unwrap_or(u32::MAX), flags);
         if let Err(error) = self.fill(number, targets) {
             self.delete(&new)?;
             return Err(error);
@@ -86,6 +94,8 @@ impl Sets {
     fn fill(&mut self, number: u64, targets: &[Target]) -> Result<()> {
         for (slot, target) in (0..).zip(targets) {
             self.slots.insert(SlotKey::new(number, slot), *target, 0).map_err(map("slots"))?;
+        }
+        for target in targets.iter().collect::<HashSet<_>>() {
             self.live.insert(LiveKey::new(number, *target), 1, 0).map_err(map("live"))?;
         }
         Ok(())

@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use shoal_model::{
     Attachment, EndpointEntry, EndpointId, EndpointMode, Network, NetworkId, NetworkTable, Node,
-    NodeCondition, NodeEntry, NodeId, PublishMode, Service, ServiceEntry, ServiceId, Shown, TableConfig,
-    TableVersion, Task, TaskId,
+    NodeCondition, NodeEntry, NodeId, Policy, PublishMode, Service, ServiceEntry, ServiceId, Shown,
+    TableConfig, TableVersion, Task, TaskId,
 };
 use shoal_protocol::encode;
 use shoal_store::State;
@@ -119,7 +119,13 @@ fn service_entry(
         vip_v6,
         ports: Vec::new(),
         backends: backends(state, network, service, avoided),
+        policy: policy(service),
     })
+}
+
+/// Labels have been looked at when the service was declared; who knew less then said nothing.
+fn policy(service: &Service) -> Policy {
+    Policy::of(&service.spec.labels).unwrap_or_default()
 }
 
 /// On the ingress network a service is its published ports; it has no name there.
@@ -140,6 +146,7 @@ fn ingress_entry(
         vip_v6,
         ports,
         backends: backends(state, network, service, avoided),
+        policy: policy(service),
     })
 }
 

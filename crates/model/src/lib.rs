@@ -7,6 +7,7 @@
 
 mod address;
 mod authority;
+mod balance;
 mod claim;
 mod deposit;
 mod guest;
@@ -22,6 +23,7 @@ mod verify;
 
 pub use address::{MacAddr, ParseMacError};
 pub use authority::{Authority, CertificateInfo, RootCertificate, Sealed};
+pub use balance::{Addressed, Admission, Backends, BadLabel, Balance, Bind, Policy, SHARES, shares};
 pub use claim::{Claim, claims};
 pub use deposit::{Deposit, DepositFile, DepositKind, DepositReference, DepositSpec, SECRETS_DIR};
 pub use guest::{Guest, GuestAnswer, GuestRequest, PlaceAnswer, PlaceRequest, Refusal, RefusalReason};

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{AddressPool, EndpointId, Labels, MacAddr, NetworkId, NodeId, PortConfig, ServiceId};
+use crate::{AddressPool, EndpointId, Labels, MacAddr, NetworkId, NodeId, Policy, PortConfig, ServiceId};
 
 /// Names one state of a table. Versions of different epochs cannot be compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -82,6 +82,8 @@ pub struct ServiceEntry {
     pub ports: Vec<PortConfig>,
     /// The endpoints that take new connections.
     pub backends: BTreeSet<EndpointId>,
+    #[serde(default)]
+    pub policy: Policy,
 }
 
 /// One task or container on the network.

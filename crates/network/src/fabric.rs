@@ -168,7 +168,8 @@ impl Fabric {
         let mut tables = self.inner.tables.lock().await;
         let edits = tables.edit(&ports::SETS, |held| ports::plan(&wanted, held)).await?;
         drop(tables);
-        self.redirect(&ports::changed(&edits), |port| ports.get(&port).cloned().unwrap_or_default()).await
+        let backends = |port| ports.get(&port).map(|port| port.backends.members.clone()).unwrap_or_default();
+        self.redirect(&ports::changed(&edits), backends).await
     }
 
     /// Publishes exactly these ports of single containers on this node (`mode=host`).
@@ -207,8 +208,8 @@ impl Fabric {
         conntrack::delete(&self.inner.namespace, look, doomed).await.map(drop)
     }
 
-    /// The ports of the routing mesh that the kernel really holds.
-    pub async fn read_ports(&self) -> Result<Ports> {
+    /// Where the ports of the routing mesh really lead in the kernel.
+    pub async fn read_ports(&self) -> Result<BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>>> {
         let tables = self.inner.tables.lock().await;
         Ok(ports::parse(&tables.read(ports::SETS.to_vec()).await?))
     }

@@ -130,11 +130,19 @@ async fn read_own_network(netlink: Netlink) -> Result<OwnNetwork> {
     }
     routes.retain(|route| route.table == Route::MAIN && !ours.contains(&route.index));
     let addresses = netlink.addresses().await?.into_iter().filter(|(index, _)| !ours.contains(index));
-    let addresses = addresses.map(|(_, address)| address.addr()).filter(is_routed);
-    Ok(OwnNetwork {
+    let mut own = OwnNetwork {
         routes: summary(routes.into_iter().map(|route| route.destination)),
-        addresses: addresses.collect(),
-    })
+        ..OwnNetwork::default()
+    };
+    for (index, address) in addresses.map(|(index, address)| (index, address.addr())) {
+        if let Some(link) = links.iter().find(|link| link.index == index) {
+            own.links.entry(link.name.clone()).or_default().insert(address);
+        }
+        if is_routed(&address) {
+            own.addresses.insert(address);
+        }
+    }
+    Ok(own)
 }
 
 /// Means something on more than one link.

@@ -36,6 +36,7 @@ const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
+const ELEMENT_KEY_END: u16 = 10;
 const DATA_VALUE: u16 = 1;
 
 /// A family of ours by its name in `nft`'s words (`linux/netfilter.h`).
@@ -71,7 +72,9 @@ fn read_set(socket: &Socket, set: Set) -> Result<Elements> {
         for (_, element, _) in listed.into_iter().flat_map(attributes) {
             let unexpected = || Error::Unexpected(format!("an element of {name}"));
             let data = |kind| find(element, kind).and_then(|data| find(data, DATA_VALUE));
-            let key = data(ELEMENT_KEY).and_then(|data| words(key, data)).ok_or_else(unexpected)?;
+            let last = data(ELEMENT_KEY_END);
+            let key = data(ELEMENT_KEY).and_then(|first| key_words(set, key, first, last));
+            let key = key.ok_or_else(unexpected)?;
             let value = match value {
                 [] => String::new(),
                 value => data(ELEMENT_DATA).and_then(|data| words(value, data)).ok_or_else(unexpected)?,
@@ -97,6 +100,8 @@ enum Part {
     /// The version of IP.
     Family,
     Mac,
+    /// A link's name.
+    Link,
     /// The network number in a VXLAN header.
     Vni,
     /// A number of that many bytes in the machine's own order.
@@ -110,7 +115,7 @@ impl Part {
             Self::Port => 2,
             Self::Vni => 3,
             Self::Address => 4,
-            Self::AddressV6 => 16,
+            Self::AddressV6 | Self::Link => 16,
             Self::Family => 1,
             Self::Mac => 6,
             Self::Number(length) => length,
@@ -130,6 +135,10 @@ impl Part {
             }
             Self::Address => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).to_string(),
             Self::AddressV6 => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).to_string(),
+            Self::Link => {
+                let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+                format!("\"{}\"", std::str::from_utf8(name).ok()?)
+            }
             Self::Family => match bytes {
                 [2] => "ipv4".to_owned(),
                 [10] => "ipv6".to_owned(),
@@ -144,7 +153,7 @@ impl Part {
 
 /// How keys and values of a set are made up: as `rules.nft` and `return_path.nft` declare them.
 fn layout(set: Set) -> (&'static [Part], &'static [Part]) {
-    use Part::{Address, AddressV6, Family, Mac, Number, Port, Protocol, Vni};
+    use Part::{Address, AddressV6, Family, Link, Mac, Number, Port, Protocol, Vni};
     match set {
         Set::DataPorts => (&[Port], &[]),
         Set::Tunnels => (&[Port, Vni], &[]),
@@ -160,7 +169,28 @@ fn layout(set: Set) -> (&'static [Part], &'static [Part]) {
         }
         Set::HostPorts => (&[Protocol, Port], &[Address, Port]),
         Set::Refused => (&[Family, Protocol, Port], &[]),
+        Set::BySource => (&[Protocol, Port, Number(4)], &[Address, Port]),
+        Set::BySourceV6 => (&[Protocol, Port, Number(4)], &[AddressV6, Port]),
+        Set::Bound | Set::Restricted => (&[Protocol, Port], &[]),
+        Set::BoundAddresses | Set::Clients => (&[Protocol, Port, Address], &[]),
+        Set::BoundAddressesV6 | Set::ClientsV6 => (&[Protocol, Port, AddressV6], &[]),
+        Set::BoundLinks => (&[Protocol, Port, Link], &[]),
     }
+}
+
+/// As [`words`]; of a set of ranges the last part is a network.
+fn key_words(set: Set, parts: &[Part], first: &[u8], last: Option<&[u8]>) -> Option<String> {
+    let text = words(parts, first)?;
+    if !matches!(set, Set::Clients | Set::ClientsV6) {
+        return Some(text);
+    }
+    let length = parts.last()?.length();
+    let tail = |bytes: &[u8]| bytes.get(bytes.len().checked_sub(length)?..).map(<[u8]>::to_vec);
+    let (first, last) = (tail(first)?, last.map_or_else(|| tail(first), tail)?);
+    let common = first.iter().zip(&last).map(|(a, b)| (a ^ b).leading_zeros());
+    let bytes = common.clone().take_while(|zeros| *zeros == 8).count();
+    let prefix = bytes * 8 + common.clone().nth(bytes).unwrap_or(0) as usize;
+    Some(format!("{text}/{prefix}"))
 }
 
 /// Parts follow each other at multiples of four bytes.

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use shoal_model::{IpVersion, Protocol};
+use ipnet::IpNet;
+use shoal_model::{Admission, Backends, Bind, IpVersion, Protocol, shares};
 
 use crate::Ports;
 use crate::tables::{Edit, Elements, Held, Set, difference};
 
 /// The sets that hold the ports of the routing mesh.
-pub(crate) const SETS: [Set; 7] = [
+pub(crate) const SETS: [Set; 16] = [
     Set::Ports16,
     Set::Ports128,
     Set::Ports1024,
@@ -20,6 +21,15 @@ pub(crate) const SETS: [Set; 7] = [
     Set::Ports128V6,
     Set::Ports1024V6,
     Set::Refused,
+    Set::BySource,
+    Set::BySourceV6,
+    Set::Bound,
+    Set::BoundAddresses,
+    Set::BoundAddressesV6,
+    Set::BoundLinks,
+    Set::Restricted,
+    Set::Clients,
+    Set::ClientsV6,
 ];
 
 /// The map for that many backends, and its slots. With four slots or more per backend no backend gets
@@ -55,23 +65,60 @@ fn value(backend: &SocketAddr) -> String {
 /// The elements that publish these ports.
 pub(crate) fn elements(ports: &Ports) -> Held {
     let mut held: Held = SETS.into_iter().map(|set| (set, Elements::new())).collect();
-    for (&port, backends) in ports {
+    for (&at, port) in ports {
         for version in IpVersion::ALL {
-            let backends: Vec<&SocketAddr> =
-                backends.iter().filter(|backend| IpVersion::of(backend.ip()) == version).collect();
-            if backends.is_empty() {
-                let key = format!("{} . {}", family(version), key(port));
-                held.entry(Set::Refused).or_default().insert(key, String::new());
-                continue;
-            }
-            let (set, slots) = size_class(version, backends.len());
-            let elements = held.entry(set).or_default();
-            for (slot, backend) in (0..slots).zip(backends.iter().cycle()) {
-                elements.insert(format!("{} . {slot}", key(port)), value(backend));
-            }
+            lead(&mut held, at, version, &port.backends);
         }
+        admit(&mut held, at, &port.admission);
     }
     held
+}
+
+/// Where a port leads those who ask for it by this version of IP.
+fn lead(held: &mut Held, port: (Protocol, u16), version: IpVersion, backends: &Backends<SocketAddr>) {
+    let members = backends.members.iter().filter(|backend| IpVersion::of(backend.ip()) == version);
+    let members: Vec<SocketAddr> = members.copied().collect();
+    if members.is_empty() {
+        let key = format!("{} . {}", family(version), key(port));
+        held.entry(Set::Refused).or_default().insert(key, String::new());
+        return;
+    }
+    let (set, slots): (Set, Vec<&SocketAddr>) = match (backends.by_source, version) {
+        (true, IpVersion::V4) => (Set::BySource, shares(&members)),
+        (true, IpVersion::V6) => (Set::BySourceV6, shares(&members)),
+        (false, version) => {
+            let (set, slots) = size_class(version, members.len());
+            (set, members.iter().cycle().take(slots).collect())
+        }
+    };
+    let slots = slots.iter().enumerate();
+    let elements = slots.map(|(slot, backend)| (format!("{} . {slot}", key(port)), value(backend)));
+    held.entry(set).or_default().extend(elements);
+}
+
+/// Who may use a port.
+fn admit(held: &mut Held, port: (Protocol, u16), admission: &Admission) {
+    let mut put = |set, key: String| held.entry(set).or_default().insert(key, String::new());
+    let port = key(port);
+    if !admission.bind.is_empty() {
+        put(Set::Bound, port.clone());
+    }
+    for bind in &admission.bind {
+        match bind {
+            Bind::Address(IpAddr::V4(address)) => put(Set::BoundAddresses, format!("{port} . {address}")),
+            Bind::Address(IpAddr::V6(address)) => put(Set::BoundAddressesV6, format!("{port} . {address}")),
+            Bind::Link(name) => put(Set::BoundLinks, format!("{port} . \"{name}\"")),
+        };
+    }
+    if !admission.clients.is_empty() {
+        put(Set::Restricted, port.clone());
+    }
+    for net in &admission.clients {
+        match net {
+            IpNet::V4(net) => put(Set::Clients, format!("{port} . {net}")),
+            IpNet::V6(net) => put(Set::ClientsV6, format!("{port} . {net}")),
+        };
+    }
 }
 
 /// The elements for ports of single containers (`mode=host`).
@@ -102,15 +149,13 @@ fn parse_port(set: Set, key: &str) -> Option<(Protocol, u16)> {
 }
 
 /// The backends read back from the kernel.
-pub(crate) fn parse(held: &Held) -> Ports {
-    let mut ports = Ports::new();
+pub(crate) fn parse(held: &Held) -> BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>> {
+    let mut ports = BTreeMap::<_, BTreeSet<SocketAddr>>::new();
     for (set, elements) in held {
         for (key, value) in elements {
             let Some(port) = parse_port(*set, key) else { continue };
-            let backends = ports.entry(port).or_default();
-            if *set != Set::Refused {
-                backends.extend(parse_value(value));
-            }
+            // Of sets, no value leads anywhere.
+            ports.entry(port).or_default().extend(parse_value(value));
         }
     }
     ports
@@ -124,9 +169,16 @@ fn parse_value(value: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PublishedPort;
 
-    fn backends(count: u8) -> BTreeSet<SocketAddr> {
-        (0..count).map(|last| SocketAddr::from(([10, 0, 0, last], 80))).collect()
+    fn to(backends: &[&str]) -> PublishedPort {
+        let backends = backends.iter().map(|at| at.parse().unwrap()).collect();
+        PublishedPort { backends, admission: Admission::default() }
+    }
+
+    fn backends(count: u8) -> PublishedPort {
+        let backends = (0..count).map(|last| SocketAddr::from(([10, 0, 0, last], 80))).collect();
+        PublishedPort { backends, admission: Admission::default() }
     }
 
     #[test]
@@ -134,8 +186,8 @@ mod tests {
         for count in 1..=200u8 {
             let held = elements(&Ports::from([((Protocol::Tcp, 80), backends(count))]));
             let mut shares = BTreeMap::new();
-            let maps = held.iter().filter(|(set, _)| **set != Set::Refused);
-            for value in maps.flat_map(|(_, elements)| elements.values()) {
+            let values = held.values().flat_map(|elements| elements.values());
+            for value in values.filter(|value| !value.is_empty()) {
                 *shares.entry(value.clone()).or_insert(0usize) += 1;
             }
             assert_eq!(shares.len(), usize::from(count));
@@ -149,11 +201,31 @@ mod tests {
         let ports = Ports::from([
             ((Protocol::Tcp, 80), backends(3)),
             ((Protocol::Udp, 80), backends(40)),
-            ((Protocol::Udp, 53), BTreeSet::new()),
-            ((Protocol::Tcp, 443), BTreeSet::from(["[fd00::1]:443".parse().unwrap()])),
-            ((Protocol::Tcp, 81), ["10.0.0.1:80", "[fd00::1]:80"].map(|at| at.parse().unwrap()).into()),
+            ((Protocol::Udp, 53), to(&[])),
+            ((Protocol::Tcp, 443), to(&["[fd00::1]:443"])),
+            ((Protocol::Tcp, 81), to(&["10.0.0.1:80", "[fd00::1]:80"])),
         ]);
-        assert_eq!(parse(&elements(&ports)), ports);
+        let wanted = ports.iter().map(|(at, port)| (*at, port.backends.members.clone())).collect();
+        assert_eq!(parse(&elements(&ports)), wanted);
+    }
+
+    #[test]
+    fn who_may_use_a_port_is_said_beside_where_it_leads() {
+        let admission = Admission {
+            bind: [Bind::Link("eth0".to_owned()), Bind::Address("192.0.2.1".parse().unwrap())].into(),
+            clients: ["10.0.0.0/8", "2001:db8::/32"].map(|net| net.parse().unwrap()).into(),
+        };
+        let port = PublishedPort { admission, ..backends(1) };
+        let held = elements(&Ports::from([((Protocol::Tcp, 80), port)]));
+        let keys = |set: Set| held[&set].keys().cloned().collect::<Vec<_>>();
+        assert_eq!(
+            (keys(Set::Bound), keys(Set::Restricted)),
+            (vec!["tcp . 80".into()], vec!["tcp . 80".into()])
+        );
+        assert_eq!(keys(Set::BoundLinks), ["tcp . 80 . \"eth0\""]);
+        assert_eq!(keys(Set::BoundAddresses), ["tcp . 80 . 192.0.2.1"]);
+        assert_eq!(keys(Set::Clients), ["tcp . 80 . 10.0.0.0/8"]);
+        assert_eq!(keys(Set::ClientsV6), ["tcp . 80 . 2001:db8::/32"]);
     }
 
     #[test]

@@ -35,6 +35,15 @@ pub(crate) enum Set {
     Ports1024V6,
     HostPorts,
     Refused,
+    BySource,
+    BySourceV6,
+    Bound,
+    BoundAddresses,
+    BoundAddressesV6,
+    BoundLinks,
+    Restricted,
+    Clients,
+    ClientsV6,
 }
 
 impl Set {
@@ -57,6 +66,15 @@ impl Set {
             Self::Ports1024V6 => (INET, "map", "ports1024_6"),
             Self::HostPorts => (INET, "map", "host_ports"),
             Self::Refused => (INET, "set", "refused"),
+            Self::BySource => (INET, "map", "by_source"),
+            Self::BySourceV6 => (INET, "map", "by_source6"),
+            Self::Bound => (INET, "set", "bound"),
+            Self::BoundAddresses => (INET, "set", "bound_addresses"),
+            Self::BoundAddressesV6 => (INET, "set", "bound_addresses6"),
+            Self::BoundLinks => (INET, "set", "bound_links"),
+            Self::Restricted => (INET, "set", "restricted"),
+            Self::Clients => (INET, "set", "clients"),
+            Self::ClientsV6 => (INET, "set", "clients6"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use shoal_model::{MacAddr, NetworkId, NodeId, Protocol};
+use shoal_model::{Admission, Backends, MacAddr, NetworkId, NodeId, Protocol};
 
 /// Where a node keeps its namespaces, and who it is.
 #[derive(Debug, Clone)]
@@ -78,6 +78,8 @@ pub struct OwnNetwork {
     pub routes: BTreeSet<IpNet>,
     /// The addresses that its programs may use towards others.
     pub addresses: BTreeSet<IpAddr>,
+    /// All addresses of its links, by the link's name.
+    pub links: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
 /// What the kernel holds of one network, read back.
@@ -100,5 +102,13 @@ pub struct Remote {
     pub data_path_address: IpAddr,
 }
 
-/// Published ports and where their connections go; no backend at all means: refuse.
-pub type Ports = BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>>;
+/// A published port: where its connections go, and whose.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PublishedPort {
+    /// None of a version of IP: its connections are refused.
+    pub backends: Backends<SocketAddr>,
+    pub admission: Admission,
+}
+
+/// The ports of the routing mesh.
+pub type Ports = BTreeMap<(Protocol, u16), PublishedPort>;

@@ -223,7 +223,8 @@ fn a_look_at_a_thousand_endpoints_is_cheap() {
     let node = &world.nodes[0];
     node.apply(&table);
     node.apply(&ingress);
-    let ports = (1000..1300).map(|port| ((Protocol::Tcp, port), ["10.0.0.9:80".parse().unwrap()].into()));
+    let one = PublishedPort { backends: ["10.0.0.9:80".parse().unwrap()].into(), ..PublishedPort::default() };
+    let ports = (1000..1300).map(|port| ((Protocol::Tcp, port), one.clone()));
     let ports: Ports = ports.collect();
     node.block(node.fabric.apply_ports(&ports)).unwrap();
     let begun = Instant::now();

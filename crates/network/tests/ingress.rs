@@ -206,7 +206,7 @@ fn ports_change_one_by_one() {
     assert_eq!(datagrams.ask_connected(&target).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     assert!(connection.ask().is_ok());
     assert_eq!(rules(), before, "rules were touched");
-    let wanted = port_map(&[(Tcp, 8000, &[]), (Udp, 8000, &[])]);
+    let wanted = ways(&port_map(&[(Tcp, 8000, &[]), (Udp, 8000, &[])]));
     assert_eq!(node.block(node.fabric.read_ports()).unwrap(), wanted);
     // Somebody flushes everything: the next change puts it back.
     node.host.sh("nft flush ruleset");

@@ -184,7 +184,7 @@ fn what_is_made_is_what_is_found_and_all_of_it_goes() {
     assert_eq!(differences(), Vec::<String>::new());
     assert_eq!(
         node.block(node.fabric.read_ports()).unwrap(),
-        port_map(&[(Tcp, 8000, &BOTH), (Udp, 8000, &BOTH)])
+        ways(&port_map(&[(Tcp, 8000, &BOTH), (Udp, 8000, &BOTH)]))
     );
     let harm = [
         ("ip -6 route del fd00:5a::10", "fabric: no route to fd00:5a::10/128"),

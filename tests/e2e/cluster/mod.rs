@@ -4,6 +4,7 @@ mod change;
 mod failure;
 mod matrix;
 mod placement;
+mod policies;
 mod silence;
 mod spread;
 mod updates;

@@ -1,6 +1,6 @@
 //! A session against a scripted manager, over a real unix socket.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use futures::StreamExt;
@@ -52,7 +52,7 @@ impl FakeNode {
 
 impl Host for FakeNode {
     fn description(&self) -> NodeDescription {
-        let OwnNetwork { routes, addresses } = self.own_network.borrow().clone();
+        let OwnNetwork { routes, addresses, .. } = self.own_network.borrow().clone();
         NodeDescription { hostname: "fake".to_owned(), routes, addresses, ..NodeDescription::default() }
     }
 
@@ -217,7 +217,8 @@ async fn new_routes_and_addresses_of_the_node_are_told_at_once() {
     assert!(matches!(session.next().await, Up::Statuses(_)));
     let routes = BTreeSet::from(["172.30.0.0/16".parse().unwrap()]);
     let addresses = BTreeSet::from(["192.0.2.7".parse().unwrap()]);
-    stage.node.own_network.send_replace(OwnNetwork { routes: routes.clone(), addresses: addresses.clone() });
+    let (told, others) = ((routes.clone(), addresses.clone()), BTreeMap::new());
+    stage.node.own_network.send_replace(OwnNetwork { routes: told.0, addresses: told.1, links: others });
     let Up::Description(payload) = session.next().await else { panic!("the description") };
     let told = decode::<NodeDescription>(&payload).unwrap();
     assert_eq!((told.routes, told.addresses), (routes, addresses));

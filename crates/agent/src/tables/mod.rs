@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::{Result, lock};
 
-pub(crate) use self::plan::{local_ports, ports, services};
+pub(crate) use self::plan::{Own, local_ports, ports, services};
 pub(crate) use self::work::Effects;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -183,7 +183,7 @@ impl Tables {
     /// The ports of the routing mesh.
     pub(crate) fn published(&self) -> BTreeSet<(Protocol, u16)> {
         let wishes = lock(&self.wishes);
-        wishes.tables.values().flat_map(|table| ports(table).into_keys()).collect()
+        wishes.tables.values().flat_map(|table| plan::published(table)).collect()
     }
 
     /// The networks this node is to know.
@@ -232,6 +232,15 @@ impl Tables {
         let busy = wishes.dirty.contains(network) || wishes.at_work.contains(network);
         let in_force = self.in_force.borrow();
         in_force.get(network).filter(|_| !busy).cloned()
+    }
+
+    /// The node is not what it was: networks of which that decides something are looked at again.
+    pub(crate) fn own_changed(&self) {
+        let mut wishes = lock(&self.wishes);
+        let Wishes { tables, dirty, .. } = &mut *wishes;
+        let ingress = tables.values().filter(|table| table.config.ingress);
+        dirty.extend(ingress.map(|table| table.network.clone()));
+        self.wake.notify_one();
     }
 
     /// Brings these networks into force anew, from what kernel and resolver really hold. Returns when

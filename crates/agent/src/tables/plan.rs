@@ -7,12 +7,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use shoal_balancer::{PortKey, ServiceKey};
-use shoal_model::{EndpointId, IpVersion, NetworkTable, Protocol, PublishMode, ServiceEntry};
+use shoal_balancer::{LocalPort, PortKey, ServiceKey};
+use shoal_model::{
+    Admission, Backends, Bind, EndpointEntry, EndpointId, IpVersion, NetworkTable, NodeId, PortConfig,
+    Protocol, PublishMode, ServiceEntry,
+};
+use shoal_network::{Ports, PublishedPort};
 
-pub(crate) type Services = BTreeMap<ServiceKey, BTreeSet<IpAddr>>;
-pub(crate) type Ports = BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>>;
-pub(crate) type LocalPorts = BTreeMap<PortKey, BTreeSet<SocketAddr>>;
+pub(crate) type Services = BTreeMap<ServiceKey, Backends<IpAddr>>;
+pub(crate) type LocalPorts = BTreeMap<PortKey, LocalPort>;
+
+/// The node that a table takes effect on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Own {
+    pub node: Option<NodeId>,
+    /// The addresses of its links.
+    pub links: BTreeMap<String, BTreeSet<IpAddr>>,
+}
 
 /// What is in force of one network, kept up with every step that succeeds: a plan that fails half-way
 /// is made anew from what was really done.
@@ -38,10 +49,10 @@ pub(crate) struct Held {
 pub(crate) enum Step {
     /// Add forwarding entries.
     ApplyFabric,
-    SetService(ServiceKey, BTreeSet<IpAddr>),
+    SetService(ServiceKey, Backends<IpAddr>),
     /// The full set of ports to accept.
     AcceptPorts(Ports),
-    SetPort(PortKey, BTreeSet<SocketAddr>),
+    SetPort(PortKey, LocalPort),
     SetNames,
     RemoveNames,
     RemovePort(PortKey),
@@ -55,68 +66,106 @@ pub(crate) enum Step {
 
 /// The virtual addresses of a table and where they lead. None for the ingress network: nobody asks
 /// for those.
-pub(crate) fn services(table: &NetworkTable) -> Services {
+pub(crate) fn services(table: &NetworkTable, own: &Own) -> Services {
     let mut services = Services::new();
     if table.config.ingress {
         return services;
     }
     let vni = table.config.vni;
     for service in table.services.values() {
-        if let Some(address) = service.vip {
-            let backends = table.backend_addresses(service).collect();
-            services.insert(ServiceKey { vni, address }, backends);
-        }
-        if let Some(address) = service.vip_v6 {
-            let backends = backends_v6(table, service).collect();
+        for address in [service.vip, service.vip_v6].into_iter().flatten() {
+            let members = addresses(table, service, own, IpVersion::of(address)).collect();
+            let backends = Backends { members, by_source: service.policy.balance.by_source };
             services.insert(ServiceKey { vni, address }, backends);
         }
     }
     services
 }
 
-/// The ports every node accepts, and where they lead.
-pub(crate) fn ports(table: &NetworkTable) -> Ports {
+/// The ports of the routing mesh.
+pub(crate) fn published(table: &NetworkTable) -> BTreeSet<(Protocol, u16)> {
+    let ports = table.services.values().flat_map(mesh_ports);
+    let keys = ports.map(|port| (port.protocol, port.published));
+    keys.filter(|_| table.config.ingress).collect()
+}
+
+fn mesh_ports(service: &ServiceEntry) -> impl Iterator<Item = &PortConfig> {
+    service.ports.iter().filter(|port| port.mode == PublishMode::Ingress)
+}
+
+/// The same, with where they lead and whom.
+pub(crate) fn ports(table: &NetworkTable, own: &Own) -> Ports {
     let mut ports = Ports::new();
-    if !table.config.ingress {
-        return ports;
-    }
-    for service in table.services.values() {
-        for port in service.ports.iter().filter(|port| port.mode == PublishMode::Ingress) {
-            let v4 = table.backend_addresses(service);
-            let backends = v4.chain(backends_v6(table, service));
-            ports
-                .entry((port.protocol, port.published))
-                .or_default()
-                .extend(backends.map(|address| SocketAddr::new(address, port.target)));
+    for service in table.services.values().filter(|_| table.config.ingress) {
+        for port in mesh_ports(service) {
+            let addresses =
+                IpVersion::ALL.into_iter().flat_map(|version| addresses(table, service, own, version));
+            let members = addresses.map(|address| SocketAddr::new(address, port.target)).collect();
+            let backends = Backends { members, by_source: service.policy.balance.by_source };
+            let admission = service.policy.admission(port.published);
+            ports.insert((port.protocol, port.published), PublishedPort { backends, admission });
         }
     }
     ports
 }
 
 /// Where the node's own programs are led that use those ports. By IPv6 they reach backends in IPv6; on an
-/// ingress network without it the others, as far as their sockets can.
-pub(crate) fn local_ports(table: &NetworkTable) -> LocalPorts {
+/// ingress network without it the others, as far as their sockets can. Which clients a port is for is no
+/// question among the programs of one machine.
+pub(crate) fn local_ports(table: &NetworkTable, own: &Own) -> LocalPorts {
     let has_v6 = table.config.pools.iter().any(|pool| pool.subnet.addr().is_ipv6());
     let mut local = LocalPorts::new();
-    for ((protocol, port), backends) in ports(table) {
+    for ((protocol, port), PublishedPort { backends, admission }) in ports(table, own) {
         for version in IpVersion::ALL {
             let wanted = if has_v6 { version } else { IpVersion::V4 };
-            let backends = backends.iter().filter(|backend| IpVersion::of(backend.ip()) == wanted);
-            local.insert(PortKey { version, protocol, port }, backends.copied().collect());
+            let members = backends.members.iter().filter(|backend| IpVersion::of(backend.ip()) == wanted);
+            let backends = Backends { members: members.copied().collect(), by_source: backends.by_source };
+            let bound = bound(&admission, own, version);
+            local.insert(PortKey { version, protocol, port }, LocalPort { backends, bound });
         }
     }
     local
 }
 
-fn backends_v6<'a>(table: &'a NetworkTable, service: &'a ServiceEntry) -> impl Iterator<Item = IpAddr> + 'a {
+/// The node's addresses that a port is bound to; `None`: to all.
+fn bound(admission: &Admission, own: &Own, version: IpVersion) -> Option<BTreeSet<IpAddr>> {
+    let addresses = admission.bind.iter().flat_map(|bind| match bind {
+        Bind::Address(address) => vec![*address],
+        Bind::Link(name) => own.links.get(name).into_iter().flatten().copied().collect(),
+    });
+    let addresses = addresses.filter(|address| IpVersion::of(*address) == version).collect();
+    (!admission.bind.is_empty()).then_some(addresses)
+}
+
+/// Whom a service's new connections go to that begin or come in on this node.
+fn addresses<'a>(
+    table: &'a NetworkTable,
+    service: &'a ServiceEntry,
+    own: &'a Own,
+    version: IpVersion,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    let address = move |endpoint: &EndpointEntry| match version {
+        IpVersion::V4 => Some(endpoint.address.addr()),
+        IpVersion::V6 => endpoint.address_v6.map(|address| address.addr()),
+    };
     let endpoints = service.backends.iter().filter_map(|id| table.endpoints.get(id));
-    endpoints.filter_map(|endpoint| endpoint.address_v6).map(|address| address.addr())
+    let endpoints = endpoints.filter(move |endpoint| address(endpoint).is_some());
+    let is_here = |endpoint: &&EndpointEntry| Some(&endpoint.node) == own.node.as_ref();
+    let only_here =
+        service.policy.balance.local_first && endpoints.clone().any(|endpoint| is_here(&endpoint));
+    endpoints.filter(move |endpoint| !only_here || is_here(endpoint)).filter_map(address)
 }
 
 /// How to bring `wanted` into force (`None`: take the network away). `dead` are the endpoints of
 /// this node that will never answer again.
-pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<EndpointId>) -> Vec<Step> {
-    let (new_services, new_ports) = wanted.map(|table| (services(table), ports(table))).unwrap_or_default();
+pub(crate) fn plan(
+    held: &Held,
+    wanted: Option<&NetworkTable>,
+    dead: &BTreeSet<EndpointId>,
+    own: &Own,
+) -> Vec<Step> {
+    let new_services = wanted.map(|table| services(table, own)).unwrap_or_default();
+    let new_ports = wanted.map(|table| ports(table, own)).unwrap_or_default();
     let mut steps = Vec::new();
     let is_new = |table: &NetworkTable| {
         held.doubted
@@ -135,7 +184,7 @@ pub(crate) fn plan(held: &Held, wanted: Option<&NetworkTable>, dead: &BTreeSet<E
         }
     }
     // The node's own clients first: once the node accepts a port, who is not translated is refused.
-    let new_local_ports = wanted.map(local_ports).unwrap_or_default();
+    let new_local_ports = wanted.map(|table| local_ports(table, own)).unwrap_or_default();
     for (key, backends) in &new_local_ports {
         if held.local_ports.get(key) != Some(backends) {
             steps.push(Step::SetPort(*key, backends.clone()));

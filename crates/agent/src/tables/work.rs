@@ -13,17 +13,18 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use shoal_balancer::Balancer;
 use shoal_model::{NetworkId, NetworkTable};
-use shoal_network::Fabric;
+use shoal_network::{Fabric, Ports};
 use shoal_resolver::Names;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{self, Held, Step};
+use super::plan::{self, Held, Own, Step};
 use super::{AT_ONCE, Failure, Failures, Job, RETRIES_AT_ONCE, Tables};
 use crate::host_ports::HostPorts;
 use crate::resolver::Resolver;
 use crate::store::NodeStore;
-use crate::{Result, lock};
+use crate::{Membership, Result, lock};
 
 /// Everything a table takes effect in.
 pub(crate) struct Effects {
@@ -33,6 +34,14 @@ pub(crate) struct Effects {
     pub store: NodeStore,
     /// Who has the other ports in the balancer's map.
     pub host_ports: Arc<HostPorts>,
+    pub membership: watch::Receiver<Option<Membership>>,
+}
+
+impl Effects {
+    fn own(&self) -> Own {
+        let node = self.membership.borrow().as_ref().map(|member| member.node.clone());
+        Own { node, links: self.fabric.own_network().borrow().links.clone() }
+    }
 }
 
 /// What tables take effect in, as the work on them sees it.
@@ -160,7 +169,7 @@ async fn bring_into_force(effects: &Effects, job: &Job, held: &mut Held) -> Resu
     if *doubted {
         look_again(effects, network, held, wanted).await?;
     }
-    let steps = plan::plan(held, wanted, dead);
+    let steps = plan::plan(held, wanted, dead, &effects.own());
     if steps.is_empty() {
         return Ok(());
     }
@@ -191,7 +200,8 @@ async fn look_again(
     let kernel = effects.balancer.read_back()?;
     held.services = kernel.services.into_iter().filter(|(key, _)| key.vni == table.config.vni).collect();
     if table.config.ingress {
-        held.ports = effects.fabric.read_ports().await?;
+        // All of it is put again, whatever the kernel holds.
+        held.ports = Ports::new();
         let others = effects.host_ports.keys();
         held.local_ports = kernel.ports.into_iter().filter(|(key, _)| !others.contains(key)).collect();
     }

@@ -1,14 +1,14 @@
 //! Restart, upgrade, removal.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 
 use aya::maps::MapData;
 use shoal_balancer::{
-    BACKENDS_MAX, Balancer, DnsPorts, Error, KernelState, NETWORKS_MAX, PortKey, SandboxEntry,
+    BACKENDS_MAX, Balancer, DnsPorts, Error, KernelState, LocalPort, NETWORKS_MAX, PortKey, SandboxEntry,
 };
-use shoal_model::{IpVersion, Protocol};
+use shoal_model::{Backends, IpVersion, Protocol};
 
 use crate::world::*;
 
@@ -59,16 +59,22 @@ fn what_is_set_is_read_back() {
     };
     balancer.set_sandbox(7, &entry).unwrap();
     expected.sandboxes.insert(7, entry);
-    let addresses = |count: u8| (0..count).map(|n| IpAddr::from([10, 0, 9, n])).collect::<BTreeSet<_>>();
+    let addresses = |count: u8| (0..count).map(|n| IpAddr::from([10, 0, 9, n])).collect::<Backends<_>>();
     for count in [1, 0, 200, 3] {
         balancer.set_service(key(VIP), &addresses(count)).unwrap();
         expected.services = BTreeMap::from([(key(VIP), addresses(count))]);
         assert_eq!(balancer.read_back().unwrap(), expected);
     }
     let port = PortKey { version: IpVersion::V4, protocol: Protocol::Udp, port: 53 };
-    let backends = BTreeSet::from([SocketAddr::new(VIP, 5353), SocketAddr::new(VIP, 5354)]);
-    balancer.set_port(port, &backends).unwrap();
-    expected.ports.insert(port, backends);
+    let backends = Backends::from([SocketAddr::new(VIP, 5353), SocketAddr::new(VIP, 5354)]);
+    let local = LocalPort { backends, bound: Some([VIP].into()) };
+    balancer.set_port(port, &local).unwrap();
+    expected.ports.insert(port, local);
+    assert_eq!(balancer.read_back().unwrap(), expected);
+    // By source: every backend has many slots.
+    let by_source = Backends { by_source: true, ..addresses(3) };
+    balancer.set_service(key(VIP), &by_source).unwrap();
+    expected.services.insert(key(VIP), by_source);
     assert_eq!(balancer.read_back().unwrap(), expected);
 
     for _ in 0..2 {
@@ -77,7 +83,7 @@ fn what_is_set_is_read_back() {
         balancer.remove_port(port).unwrap();
     }
     assert_eq!(balancer.read_back().unwrap(), KernelState::default());
-    for map in ["slots", "live"] {
+    for map in ["slots", "live", "bindings"] {
         assert_eq!(entries(&world.config.pins, map), 0, "{map} holds what nothing names");
     }
 }
@@ -90,7 +96,8 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(balancer.set_sandbox(7, &entry), Err(Error::TooManyNetworks { count: 17, max: 16 })));
     assert!(matches!(balancer.set_service(key(VIP), &[VIP6].into()), Err(Error::Family { .. })));
     let port = PortKey { version: IpVersion::V4, protocol: Protocol::Tcp, port: 80 };
-    let mixed = BTreeSet::from([SocketAddr::new(VIP, 80), SocketAddr::new(VIP6, 80)]);
+    let mixed = Backends::from([SocketAddr::new(VIP, 80), SocketAddr::new(VIP6, 80)]);
+    let mixed = LocalPort { backends: mixed, bound: None };
     assert!(matches!(balancer.set_port(port, &mixed), Err(Error::MixedFamilies(80))));
     let many = (0..=u32::try_from(BACKENDS_MAX).unwrap()).map(|n| IpAddr::from((10 << 24 | n).to_be_bytes()));
     assert!(matches!(balancer.set_service(key(VIP), &many.collect()), Err(Error::TooManyBackends { .. })));
@@ -107,7 +114,7 @@ fn other_layouts_are_left_until_they_are_retired() {
     reopened.retire_other_layouts().unwrap();
     assert!(!old.exists());
     assert_eq!(reopened.read_back().unwrap(), KernelState::default());
-    assert!(world.config.pins.join("1/links/shoal_connect4").exists());
+    assert!(world.config.pins.join("2/links/shoal_connect4").exists());
 }
 
 #[test]
@@ -120,7 +127,7 @@ fn what_somebody_unpins_or_detaches_is_named_and_restored() {
     let to = SocketAddr::new(VIP, PORT);
     let none: [&str; 0] = [];
     assert_eq!(balancer.differences().unwrap(), none);
-    let layout = world.config.pins.join("1");
+    let layout = world.config.pins.join("2");
     let damages: [(&str, &str); 5] = [
         ("links/shoal_connect4", "program shoal_connect4 is not pinned"),
         ("maps/services", "map services is not pinned"),
@@ -152,7 +159,7 @@ fn removal_leaves_neither_program_nor_map_nor_pin() {
     world.serve("b");
     world.service(VIP, &[world.address("b")]);
     let maps = map_ids(&world.config.pins);
-    assert_eq!(maps.len(), 15);
+    assert_eq!(maps.len(), 16);
     assert_eq!(programs_over(&maps), 10, "eight hooks, and the answerer's two");
     drop(world.balancer.take());
     assert_eq!(programs_over(&maps), 8, "no interface uses the answerer");
@@ -170,7 +177,7 @@ fn removal_leaves_neither_program_nor_map_nor_pin() {
 }
 
 fn pinned_maps(pins: &Path) -> Vec<std::path::PathBuf> {
-    let maps = pins.join("1/maps");
+    let maps = pins.join("2/maps");
     std::fs::read_dir(maps).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
@@ -197,7 +204,7 @@ fn bpftool(arguments: &str, path: &Path) -> String {
 }
 
 fn link_and_program(pins: &Path, hook: &str) -> (u32, u32) {
-    let text = bpftool("link show pinned", &pins.join("1/links").join(hook));
+    let text = bpftool("link show pinned", &pins.join("2/links").join(hook));
     let number = |name: &str| {
         let (_, rest) = text.split_once(&format!("\"{name}\":")).unwrap();
         rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
@@ -206,5 +213,5 @@ fn link_and_program(pins: &Path, hook: &str) -> (u32, u32) {
 }
 
 fn entries(pins: &Path, map: &str) -> usize {
-    bpftool("map dump pinned", &pins.join("1/maps").join(map)).matches("\"key\"").count()
+    bpftool("map dump pinned", &pins.join("2/maps").join(map)).matches("\"key\"").count()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use shoal_balancer::PortKey;
+use shoal_balancer::{LocalPort, PortKey};
 use shoal_model::{IpVersion, Protocol};
 
 use crate::world::*;
@@ -22,11 +22,40 @@ fn published() -> World {
     let local = BTreeSet::from([world.address("node"), world.address6("node")]);
     world.balancer().remove_sandbox(world.cookie("node")).unwrap();
     world.balancer().set_node(world.cookie("node"), &local).unwrap();
-    let backends = BTreeSet::from([SocketAddr::new(world.address("b"), PORT)]);
+    let backends = to(&[SocketAddr::new(world.address("b"), PORT)]);
     for key in [TCP, UDP, TCP_V6, UDP_V6] {
         world.balancer().set_port(key, &backends).unwrap();
     }
     world
+}
+
+fn to(backends: &[SocketAddr]) -> LocalPort {
+    LocalPort { backends: backends.iter().copied().collect(), bound: None }
+}
+
+#[test]
+fn a_bound_port_is_reached_at_its_addresses_only() {
+    let world = published();
+    let own = world.address("node");
+    let bound = Some(BTreeSet::from([own]));
+    let backends = to(&[SocketAddr::new(world.address("b"), PORT)]).backends;
+    world.balancer().set_port(TCP, &LocalPort { backends: backends.clone(), bound: bound.clone() }).unwrap();
+    let ask = |address: IpAddr| world.inside("node", || ask_tcp(SocketAddr::new(address, PUBLISHED)));
+    assert_eq!(ask(own).unwrap().0, "b");
+    for other in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
+        assert_eq!(ask(other.into()).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{other}");
+    }
+    assert!(ask(Ipv6Addr::LOCALHOST.into()).is_ok(), "by another key");
+    assert_eq!(world.balancer().read_back().unwrap().ports[&TCP].bound, bound);
+    // Elsewhere, and nowhere in particular.
+    let elsewhere = Some(BTreeSet::from([Ipv4Addr::LOCALHOST.into()]));
+    world.balancer().set_port(TCP, &LocalPort { backends: backends.clone(), bound: elsewhere }).unwrap();
+    assert!(ask(own).is_err());
+    assert!(ask(Ipv4Addr::LOCALHOST.into()).is_ok());
+    world.balancer().set_port(TCP, &LocalPort { backends, bound: None }).unwrap();
+    assert!(ask(own).is_ok());
+    world.balancer().remove_port(TCP).unwrap();
+    assert!(!world.balancer().read_back().unwrap().ports.contains_key(&TCP));
 }
 
 fn local_addresses(world: &World) -> [IpAddr; 7] {
@@ -74,7 +103,7 @@ fn unconnected_datagrams_reach_a_published_port_where_the_kernel_can() {
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     });
     let backend = SocketAddr::new(world.address6("b"), PORT);
-    world.balancer().set_port(UDP_V6, &[backend].into()).unwrap();
+    world.balancer().set_port(UDP_V6, &to(&[backend])).unwrap();
     world.inside("node", || {
         assert_eq!(ask_udp(&UdpSocket::bind("0.0.0.0:0").unwrap(), own).unwrap().1, own, "IPv4 as before");
         let to = (Ipv6Addr::LOCALHOST, PUBLISHED).into();
@@ -87,7 +116,7 @@ fn unconnected_datagrams_reach_a_published_port_where_the_kernel_can() {
 fn a_port_without_backends_refuses_and_a_removed_one_is_left_alone() {
     let world = published();
     let to = SocketAddr::new(world.address("node"), PUBLISHED);
-    world.balancer().set_port(TCP, &BTreeSet::new()).unwrap();
+    world.balancer().set_port(TCP, &LocalPort::default()).unwrap();
     let ask = || world.inside("node", || ask_tcp(to));
     assert_eq!(ask().unwrap_err().kind(), ErrorKind::ConnectionRefused);
     world.balancer().remove_port(TCP).unwrap();

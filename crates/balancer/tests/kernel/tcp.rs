@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use shoal_balancer::ServiceKey;
+use shoal_model::Backends;
 use socket2::{Domain, Socket, Type};
 
 use crate::world::*;
@@ -31,6 +32,33 @@ fn connections_to_a_vip_reach_every_backend_and_show_the_vip() {
             assert_eq!(names, two(), "{vip}");
         }
     });
+}
+
+#[test]
+fn spread_by_source_a_sandbox_gets_the_same_backend_as_long_as_it_is_one() {
+    let clients = ["a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8"];
+    let world = World::new(&[&clients[..], &["b", "c"]].concat());
+    world.serve("b");
+    world.serve("c");
+    let set = |names: &[&str]| {
+        let members = names.iter().map(|name| world.address(name)).collect();
+        world.balancer().set_service(key(VIP), &Backends { members, by_source: true }).unwrap();
+    };
+    let led = || {
+        clients.map(|client| {
+            let ask = || ask_tcp(SocketAddr::new(VIP, PORT)).unwrap().0;
+            let names: BTreeSet<String> = world.inside(client, || (0..10).map(|_| ask()).collect());
+            assert_eq!(names.len(), 1, "{client}: {names:?}");
+            names.into_iter().next().unwrap()
+        })
+    };
+    set(&["b", "c"]);
+    let before = led();
+    assert_eq!(before.iter().cloned().collect::<BTreeSet<_>>(), two(), "not all of them the same");
+    set(&["c"]);
+    assert_eq!(led().into_iter().collect::<BTreeSet<_>>(), ["c".to_owned()].into());
+    set(&["b", "c"]);
+    assert_eq!(led(), before);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::{
-    IdGenerator, JobStatus, Meta, NetworkDriver, Object, PortConfig, Protocol, PublishMode, Service,
+    IdGenerator, JobStatus, Meta, NetworkDriver, Object, Policy, PortConfig, Protocol, PublishMode, Service,
     ServiceEndpoint, ServiceId, ServiceMode, ServiceSpec, UpdateState, UpdateStatus, invent_name,
 };
 use shoal_store::State;
@@ -147,6 +147,7 @@ fn check(state: &State, spec: &ServiceSpec) -> Result<(), ControlError> {
         .map_err(|text| ControlError::new(Code::Internal, text))?;
     Preference::parse_all(&task.placement.spread).map_err(ControlError::invalid)?;
     check_references(state, &task.container)?;
+    Policy::of(&spec.labels).map_err(|error| ControlError::invalid(error.to_string()))?;
     let mut targets = BTreeSet::new();
     if let Some(mount) = task.container.mounts.iter().find(|mount| !targets.insert(&mount.target)) {
         let text = format!("ContainerSpec: duplicate mount point: {}", mount.target);

@@ -110,20 +110,27 @@ impl Host {
         self.connect(target, 0)?.ask()
     }
 
+    /// The same from one of this host's addresses.
+    pub fn ask_from(&self, source: IpAddr, target: &str) -> std::io::Result<String> {
+        self.connect_from(SocketAddr::new(source, 0), target)?.ask()
+    }
+
     /// A TCP connection, from a given port if that is not zero.
     pub fn connect(&self, target: &str, port: u16) -> std::io::Result<Connection> {
+        let any: IpAddr = match target.parse().unwrap() {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.connect_from(SocketAddr::new(any, port), target)
+    }
+
+    fn connect_from(&self, source: SocketAddr, target: &str) -> std::io::Result<Connection> {
         let target: SocketAddr = target.parse().unwrap();
         self.run(|| {
             let domain = socket2::Domain::for_address(target);
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
-            if port != 0 {
-                let any: IpAddr = match target {
-                    SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                    SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-                };
-                socket.bind(&SocketAddr::from((any, port)).into())?;
-            }
+            socket.bind(&source.into())?;
             socket.connect_timeout(&target.into(), Duration::from_secs(3))?;
             let stream = TcpStream::from(socket);
             stream.set_read_timeout(Some(Duration::from_secs(3)))?;
@@ -258,9 +265,15 @@ impl Node {
 
 pub fn port_map(ports: &[(Protocol, u16, &[&str])]) -> Ports {
     let each = ports.iter().map(|(protocol, port, backends)| {
-        ((*protocol, *port), backends.iter().map(|backend| backend.parse().unwrap()).collect::<BTreeSet<_>>())
+        let backends = backends.iter().map(|backend| backend.parse().unwrap()).collect();
+        ((*protocol, *port), PublishedPort { backends, admission: Admission::default() })
     });
     each.collect()
+}
+
+/// Where ports lead, without all else.
+pub fn ways(ports: &Ports) -> BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>> {
+    ports.iter().map(|(at, port)| (*at, port.backends.members.clone())).collect()
 }
 
 fn open(runtime: &tokio::runtime::Runtime, host: &Host, config: NetworkConfig) -> Result<Fabric> {

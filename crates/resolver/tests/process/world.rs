@@ -332,6 +332,7 @@ impl Network {
             vip_v6: None,
             ports: Vec::new(),
             backends: backends.iter().map(|id| EndpointId::new(*id)).collect(),
+            policy: Default::default(),
         };
         self.0.services.insert(ServiceId::new(name), entry);
         self

@@ -15,7 +15,7 @@ struct Node {
 impl Node {
     /// Performs a plan, checking at each step what the order promises.
     fn apply(&mut self, wanted: Option<&NetworkTable>, dead: &BTreeSet<EndpointId>) -> Vec<Step> {
-        let steps = plan(&self.held, wanted, dead);
+        let steps = plan(&self.held, wanted, dead, &here());
         let addresses = |table: &NetworkTable| -> BTreeSet<IpAddr> {
             table.endpoints.values().map(|endpoint| endpoint.address.addr()).collect()
         };
@@ -57,7 +57,7 @@ impl Node {
     fn check(&self) {
         let known = self.fabric.clone().unwrap_or_default();
         for backends in self.held.services.values() {
-            assert!(backends.is_subset(&known), "{backends:?} balanced, reachable {known:?}");
+            assert!(backends.members.is_subset(&known), "{backends:?} balanced, reachable {known:?}");
         }
         let named = self.names.iter().filter(|table| !table.config.ingress);
         for vip in named.flat_map(|table| table.services.values()).filter_map(|s| s.vip) {
@@ -71,6 +71,13 @@ impl Node {
             }
         }
     }
+}
+
+fn here() -> Own {
+    let addresses = |list: &[&str]| list.iter().map(|address| address.parse().unwrap()).collect();
+    let links = [("eth0", addresses(&["192.0.2.1", "2001:db8::1"])), ("eth1", addresses(&["10.9.0.1"]))];
+    let links = links.map(|(name, addresses)| (name.to_owned(), addresses)).into();
+    Own { node: Some(NodeId::new("node1")), links }
 }
 
 fn table(revision: u64, services: &[(&str, &[&str])], endpoints: &[(&str, u8)]) -> NetworkTable {
@@ -91,7 +98,7 @@ fn additions_go_fabric_balancer_names_and_removals_back() {
     let mut node = Node::default();
     let full = table(1, &[("web", &["t1"])], &[("t1", 5)]);
     let key = ServiceKey { vni: 4097, address: "10.0.1.100".parse().unwrap() };
-    let backends = BTreeSet::from(["10.0.1.5".parse().unwrap()]);
+    let backends = Backends::from(["10.0.1.5".parse().unwrap()]);
     assert_eq!(
         node.apply(Some(&full), &BTreeSet::new()),
         [Step::ApplyFabric, Step::SetService(key, backends), Step::SetNames, Step::PruneFabric]
@@ -154,7 +161,7 @@ fn published_ports_are_accepted_before_old_ones_are_refused() {
     let mut node = Node::default();
     node.apply(Some(&ingress(1, 8000, &["t1", "t2"])), &BTreeSet::new());
     assert!(node.held.services.is_empty(), "the ingress network has no virtual addresses");
-    assert_eq!(node.held.ports[&(Protocol::Tcp, 8000)].len(), 2);
+    assert_eq!(node.held.ports[&(Protocol::Tcp, 8000)].backends.members.len(), 2);
     let steps = node.apply(Some(&ingress(2, 8001, &["t1"])), &BTreeSet::new());
     let sizes: Vec<usize> = steps
         .iter()
@@ -209,7 +216,64 @@ proptest! {
             prop_assert_eq!(&node.held.services, &fresh.held.services);
             prop_assert_eq!(&node.fabric, &fresh.fabric);
             prop_assert_eq!(&node.names, &fresh.names);
-            prop_assert_eq!(plan(&node.held, wanted.as_ref(), &BTreeSet::new()).len(), usize::from(wanted.is_none()) * 2);
+            prop_assert_eq!(plan(&node.held, wanted.as_ref(), &BTreeSet::new(), &here()).len(), usize::from(wanted.is_none()) * 2);
         }
     }
+}
+
+/// `web` with one task here and two elsewhere, published on port 80, and its policy.
+fn with_policy(ingress: bool, labels: &[(&str, &str)], backends: &[&str]) -> NetworkTable {
+    let mut table = table(1, &[], &[("t1", 5)]);
+    for (id, host) in [("t2", 6), ("t3", 7)] {
+        let entry = testing::endpoint("node2", &format!("10.0.1.{host}/24"));
+        table.endpoints.insert(EndpointId::new(id), entry);
+    }
+    table.config.ingress = ingress;
+    let mut service = testing::service("web", Some("10.0.1.100"), backends);
+    service.ports = vec![PortConfig { published: 80, target: 8080, ..PortConfig::default() }];
+    let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    service.policy = shoal_model::Policy::of(&labels).unwrap();
+    table.services.insert(ServiceId::new("web"), service);
+    table
+}
+
+#[test]
+fn tasks_of_this_node_come_first_where_that_is_asked_for() {
+    let local = [("shoal.balance", "local-first")];
+    let led_to = |table: &NetworkTable| {
+        let members = services(table, &here()).into_values().next().unwrap().members;
+        members.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(led_to(&with_policy(false, &[], &["t1", "t2", "t3"])).len(), 3);
+    assert_eq!(led_to(&with_policy(false, &local, &["t1", "t2", "t3"])), ["10.0.1.5"]);
+    assert_eq!(
+        led_to(&with_policy(false, &local, &["t2", "t3"])),
+        ["10.0.1.6", "10.0.1.7"],
+        "others when there is none"
+    );
+    let ports =
+        |labels, backends| ports(&with_policy(true, labels, backends), &here()).into_values().next().unwrap();
+    assert_eq!(ports(&local, &["t1", "t2"]).backends.members, ["10.0.1.5:8080".parse().unwrap()].into());
+    let source = [("shoal.balance", "source")];
+    assert!(ports(&source, &["t1", "t2"]).backends.by_source);
+    assert!(services(&with_policy(false, &source, &["t1"]), &here()).into_values().all(|web| web.by_source));
+}
+
+#[test]
+fn a_port_bound_to_a_link_follows_its_addresses() {
+    let table = with_policy(true, &[("shoal.publish.bind", "eth0,192.0.2.77")], &["t1"]);
+    let bound = |own: &Own, version| {
+        let key = PortKey { version, protocol: Protocol::Tcp, port: 80 };
+        let bound = local_ports(&table, own)[&key].bound.clone().unwrap();
+        bound.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(bound(&here(), IpVersion::V4), ["192.0.2.1", "192.0.2.77"]);
+    assert_eq!(bound(&here(), IpVersion::V6), ["2001:db8::1"]);
+    let mut node = Node::default();
+    node.apply(Some(&table), &BTreeSet::new());
+    let moved = Own { links: BTreeMap::new(), ..here() };
+    let steps = plan(&node.held, Some(&table), &BTreeSet::new(), &moved);
+    assert!(matches!(steps.as_slice(), [Step::SetPort(..), Step::SetPort(..)]), "{steps:?}");
+    let open = with_policy(true, &[("shoal.publish.81.bind", "eth0")], &["t1"]);
+    assert!(local_ports(&open, &here()).into_values().all(|port| port.bound.is_none()));
 }
