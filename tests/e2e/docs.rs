@@ -25,6 +25,7 @@ fn links_between_documents_lead_somewhere() {
         "CHANGELOG.md",
         "docs/nomenclature.md",
         "docs/compatibility.md",
+        "docs/publishing.md",
         "docs/decisions/README.md",
     ] {
         let text = read(document);

@@ -1,11 +1,12 @@
 //! Published ports: from outside, from the node, from containers, the client's address kept.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use shoal_e2e::web::{fetch, fetch_over};
-use shoal_e2e::{CLIENT, GATEWAY, NODE, Node, PATIENCE, wait_until};
+use shoal_e2e::{CLIENT, Container, GATEWAY, NODE, Node, PATIENCE, node_address_v6, wait_until};
 
 const PORT: u16 = 8000;
 const WHO: &str = "/cgi-bin/who";
@@ -141,6 +142,59 @@ fn a_port_goes_with_its_service_and_refuses_without_tasks() {
     wait_until(PATIENCE, "the port answers again", || from_client(&node).map(drop));
     node.docker(&["service", "rm", "app"]).ok();
     refused("the port went with its service");
+    node.finish();
+}
+
+/// A server in a task that says its port, in both versions of IP.
+fn serve(task: &Container, port: u16) {
+    let listener = task.netns().run(move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\n{port}");
+        }
+    });
+}
+
+#[test]
+fn ports_are_declared_in_every_form_and_come_and_go_by_update() {
+    let node = Node::cluster();
+    node.network("appnet");
+    let long = "published=8443,target=7443,protocol=tcp,mode=ingress";
+    let flags = ["--network", "appnet", "--publish", "8000-8002:7000-7002", "--publish", long];
+    let task = node.service("app", 1, &flags, &["idle"]).remove(0);
+    for port in [7000, 7001, 7002, 7443] {
+        serve(&task, port);
+    }
+    let ask = |port: u16| {
+        let both: [IpAddr; 2] = [NODE.into(), node_address_v6(1).into()];
+        let answers = both.map(|address| node.world.netns.run(move || fetch((address, port), "/")));
+        let [v4, v6] = answers;
+        (v4? == v6.clone()?).then_some(()).ok_or("two answers")?;
+        v6
+    };
+    let leads = |published: u16, target: u16| {
+        wait_until(PATIENCE, &format!("{published} leads to {target}"), || match ask(published)? {
+            answer if answer == target.to_string() => Ok(()),
+            answer => Err(answer),
+        });
+    };
+    for (published, target) in [(8000, 7000), (8001, 7001), (8002, 7002), (8443, 7443)] {
+        leads(published, target);
+    }
+    let update = ["service", "update", "-d", "--publish-rm", "7001", "--publish-add", "8100:7100"];
+    node.docker(&[&update[..], &["app"]].concat()).ok();
+    let next = wait_until(PATIENCE, "the task is replaced", || match node.containers("app").as_slice() {
+        [next] if next.id != task.id => Ok(next.clone()),
+        _ => Err("not yet".to_owned()),
+    });
+    for port in [7000, 7100] {
+        serve(&next, port);
+    }
+    leads(8000, 7000);
+    leads(8100, 7100);
+    let gone = ask(8001).unwrap_err();
+    assert!(gone.contains("refused"), "{gone}");
     node.finish();
 }
 
