@@ -21,6 +21,7 @@ mod netns;
 mod node;
 pub mod process;
 pub mod registry;
+pub mod stream;
 mod token;
 pub mod web;
 mod world;
@@ -30,7 +31,7 @@ use std::time::{Duration, Instant};
 pub use cluster::Cluster;
 pub use leaks::{unmount_below, unpin};
 pub use netns::Netns;
-pub use node::{Container, Node, NodeOptions, shoal};
+pub use node::{Container, Node, NodeOptions, program, shoal};
 pub use world::{
     CLIENT, CLIENT_V6, DNS_SERVER, GATEWAY, GATEWAY_V6, NODE, OUTSIDE, OUTSIDE_NAME, World, node_address,
     node_address_v6,

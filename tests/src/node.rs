@@ -283,10 +283,15 @@ impl Node {
 
 /// The binary under test, built by the same profile as this test.
 pub fn shoal() -> PathBuf {
+    program("shoal")
+}
+
+/// A program that was built by the same profile as this test.
+pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let beside = own.parent().unwrap_or(Path::new("."));
     let directory = if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside };
-    let path = directory.join("shoal");
+    let path = directory.join(name);
     assert!(path.exists(), "{} is missing: run `cargo build --release --workspace` first", path.display());
     path
 }

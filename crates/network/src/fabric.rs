@@ -164,7 +164,7 @@ impl Fabric {
     /// alone; those that a backend which is gone never answered start anew with their next packet, and
     /// so do all UDP flows to it.
     pub async fn apply_ports(&self, ports: &Ports) -> Result<()> {
-        let wanted = ports::elements(ports);
+        let wanted = ports::elements(ports, self.inner.number().await);
         let mut tables = self.inner.tables.lock().await;
         let edits = tables.edit(&ports::SETS, |held| ports::plan(&wanted, held)).await?;
         drop(tables);
@@ -318,6 +318,11 @@ impl Fabric {
 }
 
 impl Inner {
+    /// The node's among those that publish ports.
+    pub(crate) async fn number(&self) -> u32 {
+        self.state.lock().await.ingress.as_ref().map_or(0, |ingress| ingress.number)
+    }
+
     pub(crate) async fn scan(&self) -> Result<Found> {
         Found::scan(&self.directory, &self.namespace, &self.netlink, &self.tag).await
     }

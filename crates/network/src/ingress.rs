@@ -60,6 +60,8 @@ pub(crate) struct Ingress {
     pub(crate) gateway_v6: Option<Ipv6Addr>,
     pub(crate) mtu: u32,
     pub(crate) size: Size,
+    /// The node's own.
+    pub(crate) number: u32,
     underlay: Ipv4Addr,
     subnets: Vec<IpNet>,
 }
@@ -108,6 +110,7 @@ impl Ingress {
             gateway_v6: wanted.v6.map(|v6| v6.gateway.addr()),
             mtu: wanted.mtu,
             size: wanted.size,
+            number: wanted.number(),
             underlay: wanted.tunnel.local,
             subnets: wanted.gateways().map(|(subnet, _)| subnet).collect(),
         };

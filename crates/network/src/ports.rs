@@ -1,7 +1,13 @@
 //! Published ports as map elements.
 //!
-//! Each port has all slots of one map filled with its backends in turn; the kernel draws a slot per
-//! connection. A port with many backends uses a map with more slots, so that the shares stay even.
+//! Each port has all slots of one map filled with its backends in turn; the client's address and port
+//! give the slot of a connection, the same on every node. A port with many backends uses a map with more
+//! slots, so that the shares stay even.
+//!
+//! Every node begins with another backend. A client that has the same port for two nodes, as a load
+//! balancer in front of them does, is thus led to two tasks, where there are as many: one that has just
+//! closed the one connection would not take the other for a new one, since the client counts its time
+//! stamps for each node anew, and it would have to knock again a second later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -62,12 +68,12 @@ fn value(backend: &SocketAddr) -> String {
     format!("{} . {}", backend.ip(), backend.port())
 }
 
-/// The elements that publish these ports.
-pub(crate) fn elements(ports: &Ports) -> Held {
+/// The elements that publish these ports on the node with that number.
+pub(crate) fn elements(ports: &Ports, node: u32) -> Held {
     let mut held: Held = SETS.into_iter().map(|set| (set, Elements::new())).collect();
     for (&at, port) in ports {
         for version in IpVersion::ALL {
-            lead(&mut held, at, version, &port.backends);
+            lead(&mut held, at, version, &port.backends, node);
         }
         admit(&mut held, at, &port.admission);
     }
@@ -75,7 +81,13 @@ pub(crate) fn elements(ports: &Ports) -> Held {
 }
 
 /// Where a port leads those who ask for it by this version of IP.
-fn lead(held: &mut Held, port: (Protocol, u16), version: IpVersion, backends: &Backends<SocketAddr>) {
+fn lead(
+    held: &mut Held,
+    port: (Protocol, u16),
+    version: IpVersion,
+    backends: &Backends<SocketAddr>,
+    node: u32,
+) {
     let members = backends.members.iter().filter(|backend| IpVersion::of(backend.ip()) == version);
     let members: Vec<SocketAddr> = members.copied().collect();
     if members.is_empty() {
@@ -88,7 +100,8 @@ fn lead(held: &mut Held, port: (Protocol, u16), version: IpVersion, backends: &B
         (true, IpVersion::V6) => (Set::BySourceV6, shares(&members)),
         (false, version) => {
             let (set, slots) = size_class(version, members.len());
-            (set, members.iter().cycle().take(slots).collect())
+            let first = node as usize % members.len();
+            (set, members.iter().cycle().skip(first).take(slots).collect())
         }
     };
     let slots = slots.iter().enumerate();
@@ -184,7 +197,7 @@ mod tests {
     #[test]
     fn shares_are_even_at_every_size() {
         for count in 1..=200u8 {
-            let held = elements(&Ports::from([((Protocol::Tcp, 80), backends(count))]));
+            let held = elements(&Ports::from([((Protocol::Tcp, 80), backends(count))]), 7);
             let mut shares = BTreeMap::new();
             let values = held.values().flat_map(|elements| elements.values());
             for value in values.filter(|value| !value.is_empty()) {
@@ -193,6 +206,16 @@ mod tests {
             assert_eq!(shares.len(), usize::from(count));
             let (least, most) = (shares.values().min().unwrap(), shares.values().max().unwrap());
             assert!(most - least <= 1 && most * 4 <= least * 5 + 4, "{count}: {least}..{most}");
+        }
+    }
+
+    #[test]
+    fn no_two_nodes_lead_a_slot_to_one_backend_where_there_are_enough() {
+        let ports = Ports::from([((Protocol::Tcp, 80), backends(5))]);
+        let on: Vec<Held> = (3..8).map(|node| elements(&ports, node)).collect();
+        for slot in on[0][&Set::Ports128].keys() {
+            let led: BTreeSet<&String> = on.iter().map(|held| &held[&Set::Ports128][slot]).collect();
+            assert_eq!(led.len(), 5, "slot {slot}");
         }
     }
 
@@ -206,7 +229,7 @@ mod tests {
             ((Protocol::Tcp, 81), to(&["10.0.0.1:80", "[fd00::1]:80"])),
         ]);
         let wanted = ports.iter().map(|(at, port)| (*at, port.backends.members.clone())).collect();
-        assert_eq!(parse(&elements(&ports)), wanted);
+        assert_eq!(parse(&elements(&ports, 0)), wanted);
     }
 
     #[test]
@@ -216,7 +239,7 @@ mod tests {
             clients: ["10.0.0.0/8", "2001:db8::/32"].map(|net| net.parse().unwrap()).into(),
         };
         let port = PublishedPort { admission, ..backends(1) };
-        let held = elements(&Ports::from([((Protocol::Tcp, 80), port)]));
+        let held = elements(&Ports::from([((Protocol::Tcp, 80), port)]), 0);
         let keys = |set: Set| held[&set].keys().cloned().collect::<Vec<_>>();
         assert_eq!(
             (keys(Set::Bound), keys(Set::Restricted)),
@@ -230,8 +253,8 @@ mod tests {
 
     #[test]
     fn growing_out_of_a_map_empties_it() {
-        let before = elements(&Ports::from([((Protocol::Udp, 80), backends(4))]));
-        let after = elements(&Ports::from([((Protocol::Udp, 80), backends(5))]));
+        let before = elements(&Ports::from([((Protocol::Udp, 80), backends(4))]), 0);
+        let after = elements(&Ports::from([((Protocol::Udp, 80), backends(5))]), 0);
         let edits = plan(&after, &before);
         assert_eq!(edits.iter().filter(|edit| edit.set == Set::Ports16 && edit.value.is_none()).count(), 16);
         assert_eq!(

@@ -58,7 +58,7 @@ impl Fabric {
 
     /// Where the ports that the kernel publishes differ from these, in words.
     pub async fn port_differences(&self, ports: &Ports) -> Result<Vec<String>> {
-        let wanted = ports::elements(ports);
+        let wanted = ports::elements(ports, self.inner.number().await);
         let tables = self.inner.tables.lock().await;
         tables.element_differences(&ports::SETS, |held| ports::plan(&wanted, held)).await
     }

@@ -3,6 +3,7 @@
 mod change;
 mod failure;
 mod matrix;
+mod mesh;
 mod placement;
 mod policies;
 mod silence;

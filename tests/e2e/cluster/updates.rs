@@ -24,7 +24,7 @@ fn update_status(cluster: &Cluster, service: &str) -> (String, String) {
 }
 
 #[track_caller]
-fn comes_to(cluster: &Cluster, service: &str, wanted: &str) -> String {
+pub(super) fn comes_to(cluster: &Cluster, service: &str, wanted: &str) -> String {
     wait_until(PATIENCE, &format!("the update of {service} is {wanted}"), || {
         let (state, message) = update_status(cluster, service);
         if state == wanted {

@@ -120,6 +120,11 @@ impl Blueprint {
         [Some(IpNet::from(IpAddr::V4(self.own))), v6].into_iter().flatten()
     }
 
+    /// What the other nodes tell this one by.
+    pub(super) fn number(&self) -> u32 {
+        node_number(self.gateway, self.own)
+    }
+
     /// The elements that tell the other nodes apart.
     pub(super) fn elements(&self) -> Held {
         let mut held = Held::from(super::ELEMENTS.map(|set| (set, Elements::new())));
