@@ -1,10 +1,10 @@
 //! Ports published in host mode: each node's lead to its own task and to no other.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use shoal_e2e::web::{fetch, fetch_over};
-use shoal_e2e::{CLIENT, Cluster, NODE, Node, PATIENCE, process, wait_until};
+use shoal_e2e::{CLIENT, CLIENT_V6, Cluster, NODE, Node, PATIENCE, node_address_v6, process, wait_until};
 
 const WHO: &str = "/cgi-bin/who";
 
@@ -54,7 +54,14 @@ fn a_port_of_the_node_leads_to_its_task() {
     let shown = node.docker(&["ps", "--format", "{{.Ports}}"]).ok();
     assert!(shown.contains("0.0.0.0:8080->80/tcp"), "{shown}");
 
-    for address in [IpAddr::from(NODE), Ipv4Addr::LOCALHOST.into()] {
+    let over_v6 = || {
+        let to = (node_address_v6(1), 8080).into();
+        let stream = node.world.connect_from_client(to).map_err(|error| error.to_string())?;
+        fetch_over(stream, WHO)
+    };
+    let body = over_v6().unwrap();
+    assert!(body.starts_with(&name) && body.contains(&CLIENT_V6.to_string()), "by IPv6: {body}");
+    for address in [IpAddr::from(NODE), Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
         let body = node.netns.run(move || fetch((address, 8080), WHO));
         assert!(body.as_ref().is_ok_and(|body| body.starts_with(&name)), "from the node: {body:?}");
     }

@@ -19,7 +19,7 @@ use crate::node::Node;
 use crate::{Error, Result, lock};
 
 /// Where ports of the node lead.
-pub(crate) type Ways = BTreeMap<(Protocol, u16), SocketAddr>;
+pub(crate) use shoal_network::HostPorts as Ways;
 
 #[derive(Default)]
 pub(crate) struct HostPorts {
@@ -31,8 +31,8 @@ pub(crate) struct HostPorts {
 struct Claim {
     /// With every published number filled in.
     ports: Vec<PortConfig>,
-    /// Where they lead; `None` is nowhere, now.
-    address: Option<IpAddr>,
+    /// Where they lead, in each version of IP; nowhere, now, if there is none.
+    addresses: Vec<IpAddr>,
     _sockets: Vec<OwnedFd>,
 }
 
@@ -66,33 +66,33 @@ impl HostPorts {
             ports.push(port);
             sockets.push(socket);
         }
-        let claim = Claim { ports: ports.clone(), address: None, _sockets: sockets };
+        let claim = Claim { ports: ports.clone(), addresses: Vec::new(), _sockets: sockets };
         claims.insert(task.id.clone(), claim);
         Ok(ports)
     }
 
     /// The same of a task that has served since before this process: another program may have got hold of
     /// its ports meanwhile, and gets no packet of them.
-    pub(crate) fn resume(&self, task: &Task, ports: &[PortConfig], address: Option<IpAddr>) {
+    pub(crate) fn resume(&self, task: &Task, ports: &[PortConfig], addresses: Vec<IpAddr>) {
         if let Err(error) = self.reserve(task, ports, &BTreeSet::new()) {
             tracing::warn!(task = %task.id, %error, "the task keeps its port all the same");
-            let claim = Claim { ports: ports.to_vec(), address: None, _sockets: Vec::new() };
+            let claim = Claim { ports: ports.to_vec(), addresses: Vec::new(), _sockets: Vec::new() };
             lock(&self.claims).insert(task.id.clone(), claim);
         }
         if let Some(claim) = lock(&self.claims).get_mut(&task.id) {
-            claim.address = address;
+            claim.addresses = addresses;
         }
     }
 
     /// The task's ports lead to it already, or to nowhere, as is asked for.
     pub(crate) fn is_as_asked(&self, task: &TaskId, leads: bool) -> bool {
-        lock(&self.claims).get(task).map_or(!leads, |claim| claim.address.is_some() == leads)
+        lock(&self.claims).get(task).map_or(!leads, |claim| claim.addresses.is_empty() != leads)
     }
 
-    /// Leads a task's ports to this address, or to nowhere.
-    pub(crate) async fn lead(&self, node: &Node, task: &TaskId, address: Option<IpAddr>) -> Result<()> {
+    /// Leads a task's ports to these addresses, or to nowhere.
+    pub(crate) async fn lead(&self, node: &Node, task: &TaskId, addresses: Vec<IpAddr>) -> Result<()> {
         if let Some(claim) = lock(&self.claims).get_mut(task) {
-            claim.address = address;
+            claim.addresses = addresses;
         }
         self.apply(node).await
     }
@@ -107,12 +107,12 @@ impl HostPorts {
     /// Where the node's ports are to lead.
     pub(crate) fn ways(&self) -> Ways {
         let claims = lock(&self.claims);
-        let ways = claims.values().filter_map(|claim| Some((claim, claim.address?)));
-        ways.flat_map(|(claim, address)| {
-            let way = move |port: &PortConfig| {
-                ((port.protocol, port.published), SocketAddr::new(address, port.target))
-            };
-            claim.ports.iter().map(way)
+        let led = claims.values().filter(|claim| !claim.addresses.is_empty());
+        led.flat_map(|claim| {
+            claim.ports.iter().map(|port| {
+                let addresses = claim.addresses.iter().map(|address| SocketAddr::new(*address, port.target));
+                ((port.protocol, port.published), addresses.collect())
+            })
         })
         .collect()
     }
@@ -128,7 +128,7 @@ impl HostPorts {
         let wanted = self.ways();
         for (port, way) in wanted.iter().filter(|(port, way)| applied.get(port) != Some(way)) {
             for key in keys(*port) {
-                node.balancer.set_port(key, &led_to(*way))?;
+                node.balancer.set_port(key, &led_to(key, way))?;
             }
         }
         node.fabric.host_ports(&wanted).await?;
@@ -153,17 +153,20 @@ impl HostPorts {
         let wanted = self.ways();
         let mut differences = fabric.host_port_differences(&wanted).await?;
         for (at, way) in wanted {
-            if keys(at).any(|key| kernel.ports.get(&key) != Some(&led_to(way))) {
+            if keys(at).any(|key| kernel.ports.get(&key) != Some(&led_to(key, &way))) {
                 let (protocol, port) = (at.0.as_str(), at.1);
-                differences.push(format!("balancer: port {port}/{protocol} does not lead to {way}"));
+                differences.push(format!("balancer: port {port}/{protocol} does not lead to {way:?}"));
             }
         }
         Ok(differences)
     }
 }
 
-fn led_to(way: SocketAddr) -> LocalPort {
-    LocalPort { backends: [way].into(), bound: None }
+/// By IPv6 to the other address, where there is no such.
+fn led_to(key: PortKey, way: &BTreeSet<SocketAddr>) -> LocalPort {
+    let of = |version| way.iter().find(|address| IpVersion::of(address.ip()) == version);
+    let backend = of(key.version).or_else(|| of(IpVersion::V4));
+    LocalPort { backends: backend.copied().into_iter().collect(), bound: None }
 }
 
 /// The node's own programs reach a port by either version of IP.
@@ -271,8 +274,10 @@ mod tests {
         let task = task("t1", &[(Protocol::Tcp, 0)]);
         let number = held.reserve(&task, &[], &NONE).unwrap()[0].published;
         assert!(held.ways().is_empty() && held.is_as_asked(&task.id, false));
-        held.resume(&task, &[], Some(IpAddr::from([172, 18, 0, 2])));
-        assert_eq!(held.ways(), Ways::from([((Protocol::Tcp, number), ([172, 18, 0, 2], 80).into())]));
+        let addresses: [IpAddr; 2] = ["172.18.0.2", "fd00::2"].map(|address| address.parse().unwrap());
+        held.resume(&task, &[], addresses.into());
+        let way = addresses.map(|address| SocketAddr::new(address, 80)).into();
+        assert_eq!(held.ways(), Ways::from([((Protocol::Tcp, number), way)]));
         assert!(held.is_as_asked(&task.id, true));
     }
 }

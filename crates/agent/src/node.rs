@@ -186,15 +186,16 @@ impl Node {
         }
         for (record, seen) in concerned.filter(|(record, _)| !record.progress.status.ports.is_empty()) {
             let serves = task::takes_connections(record, seen);
-            let address = match self.fabric.sandbox(record.task.id.as_str()).await {
-                Ok(sandbox) => sandbox.and_then(|sandbox| prepare::way_in(self, &sandbox)),
+            let addresses = match self.fabric.sandbox(record.task.id.as_str()).await {
+                Ok(sandbox) if serves => sandbox.map(|sandbox| prepare::way_in(self, &sandbox)),
+                Ok(_) => None,
                 Err(error) => {
                     tracing::warn!(task = %record.task.id, %error, "cannot look at the task's sandbox");
                     None
                 }
             };
             let ports = &record.progress.status.ports;
-            self.host_ports.resume(&record.task, ports, address.filter(|_| serves));
+            self.host_ports.resume(&record.task, ports, addresses.unwrap_or_default());
         }
         if let Err(error) = self.host_ports.apply(self).await {
             tracing::warn!(%error, "cannot bring the ports of single tasks into force yet");

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use shoal_model::{ContainerSpec, DnsConfig, Healthcheck, Task};
+use shoal_model::{ContainerSpec, DnsConfig, Healthcheck, NetworkId, Task};
 use shoal_network::Sandbox;
 use shoal_resolver::resolv_conf::{self, ContainerFile, ResolvConf};
 use shoal_runtime::ContainerConfig;
@@ -93,7 +93,7 @@ async fn place(node: &Node, record: &TaskRecord, task: &Task) -> Result<Place> {
     }
     let file = resolv_conf(node, &task.spec.container.dns).await?;
     let made = make_sandbox(node, Tenant::from(&record.task), &file).await?;
-    if host_ports::declared(&record.task).next().is_some() && way_in(node, &made).is_none() {
+    if host_ports::declared(&record.task).next().is_some() && way_in(node, &made).is_empty() {
         return Err(Error::Secluded);
     }
     let hostname = sandbox::hostname(&task.spec.container, record.container.short());
@@ -166,13 +166,12 @@ pub(crate) fn gateway_address(sandbox: &Sandbox) -> Option<IpAddr> {
 }
 
 /// Where the node itself reaches a sandbox: on its gateway link, or on the ingress network, which is one.
-pub(crate) fn way_in(node: &Node, sandbox: &Sandbox) -> Option<IpAddr> {
+pub(crate) fn way_in(node: &Node, sandbox: &Sandbox) -> Vec<IpAddr> {
     let ingress = node.tables.ingress();
-    let published = || {
-        let mut links = sandbox.links.iter().filter(|_| ingress.is_some());
-        links.find(|link| link.network == ingress)?.address.map(|address| address.addr())
-    };
-    gateway_address(sandbox).or_else(published)
+    let find =
+        |network: Option<&NetworkId>| sandbox.links.iter().find(|link| link.network.as_ref() == network);
+    let link = find(None).or_else(|| find(Some(ingress.as_ref()?)));
+    link.into_iter().flat_map(|link| link.addresses()).collect()
 }
 
 /// Removes a sandbox with its names and virtual addresses. Idempotent.

@@ -177,17 +177,17 @@ impl Runner {
         if node.host_ports.is_as_asked(&id, serves) {
             return Ok(());
         }
-        let address = match serves {
+        let addresses = match serves {
             true => {
                 let sandbox = node.fabric.sandbox(id.as_str()).await?;
-                sandbox.and_then(|sandbox| prepare::way_in(&node, &sandbox))
+                sandbox.map(|sandbox| prepare::way_in(&node, &sandbox)).unwrap_or_default()
             }
-            false => None,
+            false => Vec::new(),
         };
         if serves {
             self.reserve_ports()?;
         }
-        node.host_ports.lead(&node, &id, address).await
+        node.host_ports.lead(&node, &id, addresses).await
     }
 
     fn reserve_ports(&mut self) -> Result<()> {

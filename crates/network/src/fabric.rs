@@ -20,9 +20,10 @@ use crate::netns::{Directory, Namespace};
 use crate::overlay::{self, Overlay, Remotes};
 use crate::owner::{GATEWAY, INGRESS_TUNNEL, netns_name};
 use crate::state::{Found, State, has_gateway};
-use crate::tables::{Held, Set, Tables, difference};
+use crate::tables::{Held, Tables};
 use crate::{
-    Error, FabricState, NetworkConfig, OwnNetwork, Ports, Result, Sandbox, membership, ports, sysctl,
+    Error, FabricState, HostPorts, NetworkConfig, OwnNetwork, Ports, Result, Sandbox, membership, ports,
+    sysctl,
 };
 
 /// The node's sandboxes, overlays and ingress. Clones are the same fabric.
@@ -173,11 +174,11 @@ impl Fabric {
     }
 
     /// Publishes exactly these ports of single containers on this node (`mode=host`).
-    pub async fn host_ports(&self, ports: &BTreeMap<(Protocol, u16), SocketAddr>) -> Result<()> {
+    pub async fn host_ports(&self, ports: &HostPorts) -> Result<()> {
         let wanted = ports::host_elements(ports);
-        let plan = |held: &Held| difference(Set::HostPorts, held, &wanted, |_, _| true);
-        let edits = self.inner.tables.lock().await.edit(&[Set::HostPorts], plan).await?;
-        self.redirect(&ports::changed(&edits), |port| ports.get(&port).copied().into_iter().collect()).await
+        let plan = |held: &Held| ports::plan(&wanted, held);
+        let edits = self.inner.tables.lock().await.edit(&ports::HOST_SETS, plan).await?;
+        self.redirect(&ports::changed(&edits), |port| ports.get(&port).cloned().unwrap_or_default()).await
     }
 
     /// Forgets the tracked flows to these ports of this node that lead anywhere but to a current

@@ -36,6 +36,6 @@ mod types;
 pub use error::{Error, Result};
 pub use fabric::{Fabric, reset};
 pub use types::{
-    FabricState, NetworkConfig, OwnNetwork, Ports, PublishedPort, Remote, Sandbox, SandboxAttachment,
-    SandboxConfig, SandboxLink,
+    FabricState, HostPorts, NetworkConfig, OwnNetwork, Ports, PublishedPort, Remote, Sandbox,
+    SandboxAttachment, SandboxConfig, SandboxLink,
 };

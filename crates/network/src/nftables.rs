@@ -167,6 +167,7 @@ fn layout(set: Set) -> (&'static [Part], &'static [Part]) {
         Set::Ports16V6 | Set::Ports128V6 | Set::Ports1024V6 => {
             (&[Protocol, Port, Number(4)], &[AddressV6, Port])
         }
+        Set::HostPortsV6 => (&[Protocol, Port], &[AddressV6, Port]),
         Set::HostPorts => (&[Protocol, Port], &[Address, Port]),
         Set::Refused => (&[Family, Protocol, Port], &[]),
         Set::BySource => (&[Protocol, Port, Number(4)], &[Address, Port]),

@@ -78,8 +78,9 @@ pub(crate) fn parse_node_alias<'a>(tag: &str, alias: &'a str) -> Option<&'a str>
 /// The alias of the outer end of a sandbox's interface.
 pub(crate) fn sandbox_alias(tag: &str, sandbox: &str, link: &SandboxLink) -> String {
     let network = link.network.as_ref().map_or("-", NetworkId::as_str);
-    let address = link.address.map(|address| address.to_string());
-    format!("shoal/{tag}/{sandbox}/{}/{network}/{}", link.interface, address.as_deref().unwrap_or("-"))
+    let address = |address: Option<IpNet>| address.map_or("-".to_owned(), |address| address.to_string());
+    let (v4, v6) = (address(link.address), address(link.address_v6));
+    format!("shoal/{tag}/{sandbox}/{}/{network}/{v4},{v6}", link.interface)
 }
 
 /// The inverse: the sandbox's id and the link.
@@ -95,12 +96,14 @@ pub(crate) fn parse_sandbox_alias(
     if sandbox.is_empty() {
         return None;
     }
+    let (v4, v6) = address.split_once(',')?;
     let link = SandboxLink {
         network: (network != "-").then(|| NetworkId::new(network)),
         interface: interface.to_owned(),
         host_netns: host_netns.to_owned(),
         host_interface: host_interface.to_owned(),
-        address: address.parse::<IpNet>().ok(),
+        address: v4.parse().ok(),
+        address_v6: v6.parse().ok(),
     };
     Some((sandbox.to_owned(), link))
 }
@@ -127,6 +130,7 @@ mod tests {
             host_netns: "/run/x".into(),
             host_interface: host_interface("task", 0),
             address: "10.0.1.3/24".parse().ok(),
+            address_v6: "fd00::3/64".parse().ok(),
         };
         let alias = sandbox_alias("0a0b0c0d", "task", &link);
         let parsed = parse_sandbox_alias("0a0b0c0d", &alias, Path::new("/run/x"), &link.host_interface);
@@ -134,7 +138,7 @@ mod tests {
         assert_eq!(parse_sandbox_alias("ffffffff", &alias, Path::new("/"), "x"), None);
         assert_eq!(parse_node_alias("0a0b0c0d", &alias), None);
 
-        let gateway = SandboxLink { network: None, address: None, ..link };
+        let gateway = SandboxLink { network: None, address: None, address_v6: None, ..link };
         let alias = sandbox_alias("0a0b0c0d", "task", &gateway);
         let parsed = parse_sandbox_alias("0a0b0c0d", &alias, Path::new("/run/x"), &gateway.host_interface);
         assert_eq!(parsed, Some(("task".to_owned(), gateway)));

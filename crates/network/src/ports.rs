@@ -15,8 +15,8 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use shoal_model::{Admission, Backends, Bind, IpVersion, Protocol, shares};
 
-use crate::Ports;
 use crate::tables::{Edit, Elements, Held, Set, difference};
+use crate::{HostPorts, Ports};
 
 /// The sets that hold the ports of the routing mesh.
 pub(crate) const SETS: [Set; 16] = [
@@ -134,10 +134,19 @@ fn admit(held: &mut Held, port: (Protocol, u16), admission: &Admission) {
     }
 }
 
-/// The elements for ports of single containers (`mode=host`).
-pub(crate) fn host_elements(ports: &BTreeMap<(Protocol, u16), SocketAddr>) -> Elements {
-    let elements = ports.iter().filter(|(_, backend)| backend.is_ipv4());
-    elements.map(|(&port, backend)| (key(port), value(backend))).collect()
+/// The sets that hold the ports of single containers (`mode=host`).
+pub(crate) const HOST_SETS: [Set; 2] = [Set::HostPorts, Set::HostPortsV6];
+
+/// The elements for them.
+pub(crate) fn host_elements(ports: &HostPorts) -> Held {
+    let mut held: Held = HOST_SETS.into_iter().map(|set| (set, Elements::new())).collect();
+    for (&port, addresses) in ports {
+        for address in addresses {
+            let set = if address.is_ipv4() { Set::HostPorts } else { Set::HostPortsV6 };
+            held.entry(set).or_default().insert(key(port), value(address));
+        }
+    }
+    held
 }
 
 /// What must be edited so that exactly these ports are published.

@@ -72,6 +72,7 @@ impl Interface<'_> {
             host_netns: self.outside.namespace.path().to_owned(),
             host_interface: host_interface(sandbox, self.position),
             address: Some(self.address),
+            address_v6: self.address_v6,
         }
     }
 

@@ -69,6 +69,14 @@ pub struct SandboxLink {
     pub host_netns: PathBuf,
     pub host_interface: String,
     pub address: Option<IpNet>,
+    pub address_v6: Option<IpNet>,
+}
+
+impl SandboxLink {
+    /// Where it is reached.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [self.address, self.address_v6].into_iter().flatten().map(|address| address.addr())
+    }
 }
 
 /// What the node has of its own, beside the fabric.
@@ -109,6 +117,9 @@ pub struct PublishedPort {
     pub backends: Backends<SocketAddr>,
     pub admission: Admission,
 }
+
+/// Ports of single containers, and where each of them is reached: once in each version of IP at most.
+pub type HostPorts = BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>>;
 
 /// The ports of the routing mesh.
 pub type Ports = BTreeMap<(Protocol, u16), PublishedPort>;

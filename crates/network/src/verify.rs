@@ -4,10 +4,9 @@
 //! nothing that they believe of the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use shoal_model::{NetworkId, NetworkTable, Protocol};
+use shoal_model::{NetworkId, NetworkTable};
 
 use crate::fabric::Inner;
 use crate::gateway::Gateway;
@@ -18,8 +17,7 @@ use crate::neighbour::Entry;
 use crate::netlink::Netlink;
 use crate::overlay::{self, Overlay, Remotes};
 use crate::owner::{GATEWAY, host_interface, parse_sandbox_alias};
-use crate::tables::{Held, Set, difference};
-use crate::{Error, Fabric, Ports, Result, SandboxConfig, membership, ports, sysctl};
+use crate::{Error, Fabric, HostPorts, Ports, Result, SandboxConfig, membership, ports, sysctl};
 
 /// What the node as a whole needs of its own namespace; a machine may be without IPv6.
 const SETTINGS: &[(&str, &str)] = &[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
@@ -64,14 +62,10 @@ impl Fabric {
     }
 
     /// The same of ports of single containers.
-    pub async fn host_port_differences(
-        &self,
-        ports: &BTreeMap<(Protocol, u16), SocketAddr>,
-    ) -> Result<Vec<String>> {
+    pub async fn host_port_differences(&self, ports: &HostPorts) -> Result<Vec<String>> {
         let wanted = ports::host_elements(ports);
         let tables = self.inner.tables.lock().await;
-        let plan = |held: &Held| difference(Set::HostPorts, held, &wanted, |_, _| true);
-        tables.element_differences(&[Set::HostPorts], plan).await
+        tables.element_differences(&ports::HOST_SETS, |held| ports::plan(&wanted, held)).await
     }
 
     /// What of the node as a whole is not as it was made, in words: nftables rules, the gateway, the

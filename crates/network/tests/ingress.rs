@@ -51,7 +51,9 @@ impl Mesh {
 }
 
 fn set_bridge_filters(node: &common::Node, on: bool) {
-    node.host.sh(&format!("sysctl -qw net.bridge.bridge-nf-call-iptables={}", u8::from(on)));
+    for filters in ["iptables", "ip6tables"] {
+        node.host.sh(&format!("sysctl -qw net.bridge.bridge-nf-call-{filters}={}", u8::from(on)));
+    }
 }
 
 #[test]
@@ -304,17 +306,26 @@ fn a_host_port_leads_to_one_container() {
 
 fn host_port(filters: bool) {
     let world = World::new(1);
+    world.speak_v6();
     let node = &world.nodes[0];
     set_bridge_filters(node, filters);
     let config = SandboxConfig { id: "c".to_owned(), egress: true, ..SandboxConfig::default() };
     let container = node.sandbox(&config);
-    container.serve("0.0.0.0:80", "c");
+    container.serve("[::]:80", "c");
     let other = node.sandbox(&SandboxConfig { id: "d".to_owned(), ..config });
-    let backend = "172.18.0.2:80".parse().unwrap();
-    node.block(node.fabric.host_ports(&BTreeMap::from([((Tcp, 8080), backend), ((Udp, 8080), backend)])))
-        .unwrap();
-    assert!(world.client.ask("10.77.0.1:8080").unwrap().starts_with(&format!("c {CLIENT}:")));
-    assert!(world.client.udp(0).ask("10.77.0.1:8080").unwrap().starts_with(&format!("c {CLIENT}:")));
+    let link = node.block(node.fabric.sandbox("c")).unwrap().unwrap().links.remove(0);
+    assert_eq!(link.address, "172.18.0.2/16".parse().ok());
+    let backends: BTreeSet<_> =
+        link.addresses().map(|address| std::net::SocketAddr::new(address, 80)).collect();
+    let ports = BTreeMap::from([((Tcp, 8080), backends.clone()), ((Udp, 8080), backends)]);
+    node.block(node.fabric.host_ports(&ports)).unwrap();
+    assert_eq!(node.block(node.fabric.host_port_differences(&ports)).unwrap(), Vec::<String>::new());
+    let v6 = format!("[{}]:8080", node.address_v6());
+    assert!(world.client.ask(&v6).unwrap().starts_with(&format!("c [{CLIENT_V6}]:")));
+    assert!(world.client.udp_v6(0).ask(&v6).unwrap().starts_with(&format!("c [{CLIENT_V6}]:")));
+    assert!(other.ask(&v6).unwrap().starts_with("c "));
+    assert!(world.client.ask("10.77.0.1:8080").unwrap().contains(CLIENT));
+    assert!(world.client.udp(0).ask("10.77.0.1:8080").unwrap().contains(CLIENT));
     assert!(other.ask("10.77.0.1:8080").unwrap().starts_with("c "));
     assert!(container.ask("10.77.0.1:8080").unwrap().starts_with("c "));
     node.block(node.fabric.host_ports(&BTreeMap::new())).unwrap();
