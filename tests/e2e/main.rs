@@ -15,6 +15,7 @@ mod guests;
 mod host;
 mod host_ports;
 mod images;
+mod ingress;
 mod ipv6;
 mod jobs;
 mod join;

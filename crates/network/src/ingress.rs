@@ -48,6 +48,8 @@ const TABLE: u32 = 90;
 
 /// The sets that tell the other nodes apart.
 const ELEMENTS: [Set; 5] = [Set::Zones, Set::Marks, Set::Homes, Set::Homes6, Set::Returns];
+/// Those of them that do not go with the way back.
+const KNOWN: [Set; 4] = [Set::Zones, Set::Marks, Set::Homes, Set::Homes6];
 
 /// The ingress as it stands.
 #[derive(Clone)]
@@ -330,7 +332,7 @@ impl Ingress {
     }
 }
 
-/// Removes the ingress' links with all that hangs on them, and the rule.
+/// Removes the ingress' links with all that hangs on them, the rule, and what told the other nodes apart.
 pub(crate) async fn remove(netlink: &Netlink, tables: &mut Tables) -> Result<()> {
     let mut failures = crate::error::Failures::default();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -339,6 +341,8 @@ pub(crate) async fn remove(netlink: &Netlink, tables: &mut Tables) -> Result<()>
     failures.note(netlink.remove_link(INGRESS_TUNNEL).await);
     failures.note(netlink.remove_link(INGRESS).await);
     failures.note(tables.remove_return_path().await);
+    let nothing: Held = KNOWN.into_iter().map(|set| (set, Elements::new())).collect();
+    failures.note(tables.edit(&KNOWN, |held: &Held| edits(held, &nothing, true)).await);
     failures.finish()
 }
 

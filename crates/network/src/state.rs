@@ -11,7 +11,7 @@ use crate::ingress::Ingress;
 use crate::netlink::Netlink;
 use crate::netns::{Directory, Namespace};
 use crate::overlay::Overlay;
-use crate::owner::{self, GATEWAY, INGRESS, Purpose};
+use crate::owner::{self, GATEWAY, INGRESS, INGRESS_TUNNEL, Purpose};
 use crate::{Result, Sandbox};
 
 /// Everything known; written only under the fabric's lock.
@@ -58,7 +58,7 @@ pub(crate) struct Found {
     pub(crate) sandboxes: BTreeMap<String, Sandbox>,
     /// Overlays by their namespace; `None` where only the name of one is left.
     pub(crate) overlays: BTreeMap<NetworkId, Option<Namespace>>,
-    /// The ingress network, as its bridge says.
+    /// The ingress network, as its links say.
     pub(crate) ingress: Option<NetworkId>,
     /// Outer ends of sandbox links whose making was cut off.
     pub(crate) unfinished: Vec<(Namespace, String)>,
@@ -116,8 +116,9 @@ impl Found {
                 let sandbox =
                     self.sandboxes.entry(id.clone()).or_insert_with(|| empty(&id, Default::default()));
                 sandbox.links.push(link);
-            } else if link.name == INGRESS {
-                self.ingress = owner::parse_node_alias(tag, alias).map(NetworkId::new);
+            } else if matches!(link.name.as_str(), INGRESS | INGRESS_TUNNEL) {
+                self.ingress =
+                    owner::parse_node_alias(tag, alias).map(NetworkId::new).or(self.ingress.take());
             }
         }
         Ok(())

@@ -50,6 +50,9 @@ struct Wishes {
     at_work: BTreeSet<NetworkId>,
     /// Networks of which kernel and resolver do not hold what is believed.
     doubted: BTreeSet<NetworkId>,
+    /// The network that carries published ports, until nothing is left of it: its links and ports have one
+    /// place on a node, so that the next one has to wait for it.
+    ingress: Option<NetworkId>,
 }
 
 /// One network as it is to be.
@@ -84,6 +87,14 @@ impl Failure {
     }
 }
 
+/// How work on one network ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    InForce,
+    Gone,
+    Failed,
+}
+
 /// What is to be done about one network.
 pub(crate) struct Job {
     network: NetworkId,
@@ -101,8 +112,9 @@ impl Tables {
         let tables: BTreeMap<_, _> =
             stored.into_iter().map(|table| (table.network.clone(), Arc::new(table))).collect();
         let dirty = tables.keys().cloned().collect();
+        let ingress = tables.values().find(|table| table.config.ingress).map(|table| table.network.clone());
         Self {
-            wishes: std::sync::Mutex::new(Wishes { tables, dirty, ..Wishes::default() }),
+            wishes: std::sync::Mutex::new(Wishes { tables, dirty, ingress, ..Wishes::default() }),
             wake: Notify::new(),
             in_force: watch::Sender::default(),
             progress: watch::Sender::default(),
@@ -265,11 +277,17 @@ impl Tables {
         wishes.tables.is_empty() && wishes.dirty.is_empty() && wishes.at_work.is_empty()
     }
 
-    fn done(&self, network: NetworkId, well: bool) {
+    fn done(&self, network: NetworkId, outcome: Outcome) {
         let mut wishes = lock(&self.wishes);
         wishes.at_work.remove(&network);
-        if !well {
-            wishes.dirty.insert(network);
+        match outcome {
+            Outcome::InForce => {}
+            Outcome::Gone => {
+                wishes.ingress.take_if(|ingress| *ingress == network);
+            }
+            Outcome::Failed => {
+                wishes.dirty.insert(network);
+            }
         }
         self.progress.send_replace(());
     }
@@ -277,7 +295,7 @@ impl Tables {
     /// The networks to work on now. Those that failed wait for their time, and never take every place.
     fn take(&self, failures: &Failures, now: Instant) -> Vec<Job> {
         let mut wishes = lock(&self.wishes);
-        let Wishes { tables, marks, dirty, at_work, doubted } = &mut *wishes;
+        let Wishes { tables, marks, dirty, at_work, doubted, ingress } = &mut *wishes;
         marks
             .retain(|id, mark| !mark.orphan || tables.values().any(|table| table.endpoints.contains_key(id)));
         let withdrawn: BTreeSet<EndpointId> = marks.keys().cloned().collect();
@@ -288,9 +306,18 @@ impl Tables {
             let served = if concerned { Arc::new(sent.without(&withdrawn)) } else { sent.clone() };
             Wish { sent: sent.clone(), served }
         };
-        let networks = next(dirty, at_work, failures, now);
+        let carries_ports =
+            |network: &NetworkId| tables.get(network).is_some_and(|table| table.config.ingress);
+        let is_free = |network: &&NetworkId| {
+            !carries_ports(network) || ingress.as_ref().is_none_or(|held| held == *network)
+        };
+        let waiting = dirty.iter().filter(is_free).cloned().collect();
+        let networks = next(&waiting, at_work, failures, now);
         dirty.retain(|network| !networks.contains(network));
         at_work.extend(networks.iter().cloned());
+        if let Some(network) = networks.iter().find(|network| carries_ports(network)) {
+            *ingress = Some(network.clone());
+        }
         for network in networks.iter().filter(|network| !tables.contains_key(*network)) {
             // Under the lock: nobody may still count on a network whose removal begins.
             self.publish(network.clone(), None);

@@ -92,7 +92,7 @@ fn an_orphans_mark_lasts_until_the_tables_let_go_of_it() {
     let served = &jobs[0].wish.as_ref().unwrap().served;
     assert!(served.services.values().all(|service| service.backends.is_empty()));
     assert!(jobs[0].dead.contains(&endpoint));
-    tables.done(table.network.clone(), true);
+    tables.done(table.network.clone(), Outcome::InForce);
     table.endpoints.clear();
     tables.put(table);
     assert!(tables.take(&Failures::new(), Instant::now())[0].dead.is_empty());
@@ -113,7 +113,7 @@ fn a_network_that_fails_keeps_no_other_waiting() {
     assert_eq!(taken(now), ["good"]);
     tables.put(testing::table("good", 2));
     assert!(taken(now).is_empty(), "one at a time for each network");
-    tables.done("good".into(), true);
+    tables.done("good".into(), Outcome::InForce);
     assert_eq!(taken(once.not_before), ["good", "bad"], "what failed comes when it is due, and last");
     assert_eq!(taken(again.not_before), ["worse"]);
 }
@@ -145,7 +145,7 @@ fn a_network_is_settled_while_nothing_is_done_about_it() {
     let in_force = Arc::new(table.clone());
     tables.publish(network.clone(), Some(in_force.clone()));
     assert!(tables.settled(&network).is_none(), "still being worked on");
-    tables.done(network.clone(), true);
+    tables.done(network.clone(), Outcome::InForce);
     assert!(Arc::ptr_eq(&tables.settled(&network).unwrap(), &in_force));
     tables.put(table);
     assert!(tables.settled(&network).is_none(), "about to be looked at");
@@ -157,13 +157,13 @@ async fn a_renewed_network_is_looked_at_from_the_kernel_up() {
     let network = table.network.clone();
     let tables = Tables::new(vec![table]);
     tables.take(&Failures::new(), Instant::now());
-    tables.done(network.clone(), true);
+    tables.done(network.clone(), Outcome::InForce);
     let networks = BTreeSet::from([network.clone()]);
     let worked = async {
         tables.wake.notified().await;
         let jobs = tables.take(&Failures::new(), Instant::now());
         assert!(jobs[0].doubted);
-        tables.done(network.clone(), true);
+        tables.done(network.clone(), Outcome::InForce);
     };
     tokio::join!(tables.renew(&networks), worked);
 }
@@ -177,12 +177,41 @@ fn nothing_is_cleared_before_its_removal_is_done() {
     assert!(!tables.is_clear(), "its removal is to begin");
     tables.take(&Failures::new(), Instant::now());
     assert!(!tables.is_clear(), "its removal has begun");
-    tables.done(network.clone(), false);
+    tables.done(network.clone(), Outcome::Failed);
     assert!(!tables.is_clear(), "its removal has failed");
     assert!(tables.settled(&network).is_none());
     tables.take(&Failures::new(), Instant::now());
-    tables.done(network, true);
+    tables.done(network, Outcome::Gone);
     assert!(tables.is_clear());
+}
+
+/// Links and ports of the routing mesh have one place: the next network's must not be made before the last
+/// one's are gone, or the removal takes them along.
+#[test]
+fn the_next_ingress_network_waits_until_nothing_is_left_of_the_last() {
+    let carrier = |name: &str| {
+        let mut table = testing::table(name, 1);
+        table.config.ingress = true;
+        table
+    };
+    let tables = Tables::new(vec![carrier("old"), testing::table("n1", 1)]);
+    let taken = || -> Vec<String> {
+        let jobs = tables.take(&Failures::new(), Instant::now());
+        jobs.into_iter().map(|job| job.network.to_string()).collect()
+    };
+    assert_eq!(taken(), ["n1", "old"]);
+    tables.done("old".into(), Outcome::InForce);
+    tables.put(carrier("new"));
+    tables.remove(&"old".into());
+    assert_eq!(taken(), ["old"]);
+    assert!(taken().is_empty());
+    tables.done("old".into(), Outcome::Failed);
+    assert_eq!(taken(), ["old"], "tried again");
+    tables.done("old".into(), Outcome::Gone);
+    assert_eq!(taken(), ["new"]);
+    tables.done("new".into(), Outcome::InForce);
+    tables.put(carrier("new"));
+    assert_eq!(taken(), ["new"], "its own changes do not wait");
 }
 
 /// Brings every table into force at once, but for one network, on which the resolver hangs.

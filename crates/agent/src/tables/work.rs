@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{self, Held, Own, Step};
-use super::{AT_ONCE, Failure, Failures, Job, RETRIES_AT_ONCE, Tables};
+use super::{AT_ONCE, Failure, Failures, Job, Outcome, RETRIES_AT_ONCE, Tables};
 use crate::host_ports::HostPorts;
 use crate::resolver::Resolver;
 use crate::store::NodeStore;
@@ -111,15 +111,16 @@ impl Tables {
             let failure = Failure::after(failures.get(&network).copied(), Instant::now());
             failures.insert(network.clone(), failure);
             held.insert(network.clone(), now_held);
-            self.done(network, false);
+            self.done(network, Outcome::Failed);
             return;
         }
         failures.remove(&network);
-        if wish.is_some() {
+        let outcome = if wish.is_some() { Outcome::InForce } else { Outcome::Gone };
+        if outcome == Outcome::InForce {
             held.insert(network.clone(), now_held);
         }
         self.publish(network.clone(), wish.map(|wish| wish.served));
-        self.done(network, true);
+        self.done(network, outcome);
     }
 }
 

@@ -48,12 +48,12 @@ fn check(draft: &Draft, spec: &NetworkSpec) -> Result<(), ControlError> {
         return Err(taken());
     }
     if spec.ingress {
+        if spec.attachable {
+            return Err(ControlError::invalid("ingress network cannot be attachable"));
+        }
         if let Some(present) = state.ingress_network() {
             let text = format!("ingress network ({}) is already present", present.id);
             return Err(ControlError::new(Code::AlreadyExists, text));
-        }
-        if spec.attachable {
-            return Err(ControlError::invalid("ingress network cannot be attachable"));
         }
     }
     match spec.options.get(ENCRYPTED).map(String::as_str) {

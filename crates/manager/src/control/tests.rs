@@ -1,9 +1,12 @@
 //! Docker's refusals, word for word (golden `10-err*`, `12-err*`, `13-err*`).
 
-use shoal_model::{EndpointMode, PortConfig, PublishMode, ServiceSpec};
+use shoal_model::{
+    AddressPool, EndpointMode, Labels, NetworkDriver, NetworkSpec, PortConfig, PublishMode, ServiceSpec,
+};
 
 use super::*;
 use crate::plan::tests::{World, port, spec};
+use crate::table::MTU_OPTION;
 
 fn refusal(outcome: Result<impl std::fmt::Debug, ControlError>) -> (Code, String) {
     let error = outcome.unwrap_err();
@@ -149,8 +152,70 @@ fn bad_networks_are_refused_with_the_clash_named() {
     let mut second = world.state.ingress_network().unwrap().spec.clone();
     second.name = "second".into();
     let ingress = world.state.ingress_network().unwrap().id.clone();
-    let second = world.control(|draft, now, ids| create_network(draft, now, ids, second));
-    assert_eq!(refusal(second).1, format!("ingress network ({ingress}) is already present"));
+    let create = |world: &mut World, spec: NetworkSpec| {
+        world.control(|draft, now, ids| create_network(draft, now, ids, spec))
+    };
+    let present = refusal(create(&mut world, second.clone()));
+    assert_eq!(present, (Code::AlreadyExists, format!("ingress network ({ingress}) is already present")));
+    second.attachable = true;
+    let attachable = (Code::InvalidArgument, "ingress network cannot be attachable".to_owned());
+    assert_eq!(refusal(create(&mut world, second)), attachable);
+}
+
+/// SwarmKit's rules and texts.
+#[test]
+fn the_ingress_network_goes_when_nothing_is_published_and_comes_back_as_wanted() {
+    let mut world = World::new(2);
+    world.run(1);
+    let ingress = world.state.ingress_network().unwrap().id.clone();
+    let port = PortConfig { target: 80, published: 8000, ..PortConfig::default() };
+    let publishing = || {
+        let mut wanted = spec("web", 0, &[]);
+        wanted.endpoint.ports = vec![port.clone()];
+        wanted
+    };
+    let web = world.service(publishing()).unwrap();
+    world.run(1);
+    let text = format!("ingress network cannot be removed because service {web} depends on it");
+    let remove = |world: &mut World| world.control(|draft, _, _| remove_network(draft, &ingress));
+    assert_eq!(refusal(remove(&mut world)), (Code::FailedPrecondition, text));
+
+    world.control(|draft, _, _| remove_service(draft, &web)).unwrap();
+    world.run(1);
+    assert!(remove(&mut world).unwrap());
+    world.run(1);
+    assert!(world.state.nodes().all(|node| node.ingress.is_none()), "no node has a place on it");
+    let needed = "service needs ingress network, but no ingress network is present".to_owned();
+    assert_eq!(refusal(world.service(publishing())), (Code::FailedPrecondition, needed));
+    world.service(spec("quiet", 1, &[])).unwrap();
+
+    let pool = AddressPool {
+        gateway: Some("172.29.0.9".parse().unwrap()),
+        ..AddressPool::new("172.29.0.0/24".parse().unwrap())
+    };
+    let own = NetworkSpec {
+        name: "mesh".into(),
+        labels: Labels::new(),
+        driver: NetworkDriver::Overlay,
+        options: Labels::from([(MTU_OPTION.to_owned(), "1300".to_owned())]),
+        internal: false,
+        attachable: false,
+        ingress: true,
+        ipv6: false,
+        pools: vec![pool],
+    };
+    let mesh = world.control(|draft, now, ids| create_network(draft, now, ids, own.clone())).unwrap();
+    world.service(publishing()).unwrap();
+    world.run(1);
+    let table = crate::table::derive(&world.state, &mesh).unwrap();
+    assert_eq!(table.config.mtu, Some(1300));
+    assert!(
+        table
+            .nodes
+            .values()
+            .all(|node| { node.address.is_some_and(|address| address.to_string().starts_with("172.29.0.")) })
+    );
+    assert_eq!(table.nodes.len(), world.state.nodes().count());
 }
 
 #[test]
