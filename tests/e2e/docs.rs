@@ -26,6 +26,7 @@ fn links_between_documents_lead_somewhere() {
         "docs/nomenclature.md",
         "docs/compatibility.md",
         "docs/publishing.md",
+        "docs/external-load-balancer.md",
         "docs/decisions/README.md",
     ] {
         let text = read(document);

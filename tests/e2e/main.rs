@@ -10,6 +10,7 @@ mod dns;
 mod docs;
 mod drain;
 mod drift;
+mod external;
 mod filters;
 mod guests;
 mod host;

@@ -40,6 +40,10 @@ pub use world::{
 /// Long enough for anything that works on a busy machine; a wait that needs it has failed anyway.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where nodes say whether they are in service, if they are to, and how long they say so before they stop.
+pub const HEALTH_PORT: u16 = 2378;
+pub const HEALTH_GRACE: Duration = Duration::from_secs(3);
+
 /// Polls until `look` finds something, or panics with `what` and the last sighting.
 pub fn wait_until<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();

@@ -23,6 +23,8 @@ pub struct NodeOptions {
     pub verify_period: u64,
     /// How far the daemon's clock is ahead of the others'; what runs already keeps its time.
     pub clock_ahead: Duration,
+    /// The node says on [`HEALTH_PORT`](crate::HEALTH_PORT) whether it is in service.
+    pub tells_health: bool,
 }
 
 impl Default for NodeOptions {
@@ -32,6 +34,7 @@ impl Default for NodeOptions {
             own_containerd: false,
             verify_period: 10,
             clock_ahead: Duration::ZERO,
+            tells_health: false,
         }
     }
 }

@@ -18,13 +18,14 @@ use crate::node::{Node, balancer_config};
 use crate::plain::{ContainerEvent, Keeper, Phase, PlainSpec, Shown, WaitFor};
 use crate::runner::{Order, Snapshot};
 use crate::session::SessionState;
+use crate::standing::{Facts, OutOfService};
 use crate::store::TaskRecord;
 use crate::task::StopCause;
 use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
 use crate::volumes::VolumeView;
 use crate::{
-    AgentConfig, Error, Membership, Result, deposits, drift, lock, plain, prepare, sandbox, session, verify,
-    volumes,
+    AgentConfig, Error, Membership, Result, deposits, drift, lock, plain, prepare, sandbox, session,
+    standing, verify, volumes,
 };
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
@@ -135,6 +136,24 @@ impl Agent {
     /// How it stands between the node and its managers, as it changes.
     pub fn session(&self) -> watch::Receiver<SessionState> {
         self.node.session.subscribe()
+    }
+
+    /// Whether the node is to be sent traffic from outside. Looks at nothing but memory.
+    pub fn in_service(&self) -> Result<(), OutOfService> {
+        let (member, session) = (self.membership(), self.node.session.borrow().clone());
+        let in_force = self.node.tables.in_force().borrow().clone();
+        standing::judge(Facts {
+            stopping: self.node.retiring.is_cancelled(),
+            refused: matches!(session, SessionState::Refused(_)),
+            drained: member.as_ref().is_some_and(|member| member.drained),
+            member: member.is_some(),
+            ports_in_force: in_force.values().any(|table| table.config.ingress),
+        })
+    }
+
+    /// From now on the node says that it is out of service, and serves all the same.
+    pub fn retire(&self) {
+        self.node.retiring.cancel();
     }
 
     pub fn runtime(&self) -> &Runtime {

@@ -63,6 +63,9 @@ pub struct Membership {
     pub address: IpAddr,
     /// Where other nodes send its VXLAN frames.
     pub data_path_address: IpAddr,
+    /// The manager has said that the node is drained.
+    #[serde(default)]
+    pub drained: bool,
 }
 
 /// How a node reaches the managers of its cluster.

@@ -170,6 +170,7 @@ fn membership(
         },
         address,
         data_path_address,
+        drained: false,
     })
 }
 

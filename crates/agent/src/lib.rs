@@ -11,6 +11,7 @@
 //! - `volumes` keeps directories that outlive containers.
 //! - `plain` keeps the containers of no service, `guests` asks the manager for their networks.
 //! - [`tables`] brings network tables into force in the right order.
+//! - `standing` says whether the node is to be sent traffic from outside.
 //! - `verify` looks at what kernel and resolver really hold, `drift` has what differs made anew.
 //! - `enrol` makes a machine a node; `session` talks to the manager over a `link`, `resolver` to the
 //!   node's resolver process, `store` to the disk.
@@ -37,6 +38,7 @@ mod resolver;
 mod runner;
 mod sandbox;
 mod session;
+mod standing;
 mod store;
 mod tables;
 mod task;
@@ -56,6 +58,7 @@ pub use health::{Health, HealthStatus};
 pub use plain::{ContainerEvent, NetworkMode, Place, PlainSpec, Restart, WaitFor};
 pub use reset::reset;
 pub use session::SessionState;
+pub use standing::OutOfService;
 pub use view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
 pub use volumes::{Volume, VolumeView};
 

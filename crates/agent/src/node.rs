@@ -56,6 +56,8 @@ pub(crate) struct Node {
     pub guests: Guests,
     pub membership: watch::Sender<Option<Membership>>,
     pub session: watch::Sender<SessionState>,
+    /// The daemon has been told to stop; it goes on for a while.
+    pub retiring: CancellationToken,
     /// Containers of tasks that the node store does not know: the store was lost, and the manager
     /// will say which of them it still wants.
     pub strangers: Mutex<HashMap<TaskId, RuntimeContainer>>,
@@ -103,6 +105,7 @@ impl Node {
             guests: Guests::default(),
             membership: watch::Sender::new(stored.membership.clone()),
             session: watch::Sender::default(),
+            retiring: CancellationToken::new(),
             strangers: Mutex::default(),
             closing: CancellationToken::new(),
             tracker: TaskTracker::new(),

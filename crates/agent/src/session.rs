@@ -20,8 +20,8 @@ use shoal_protocol::session::dispatcher_client::DispatcherClient;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
 use shoal_protocol::session::{
-    Assignments, GuestStatement, Heartbeat, Hello, NodeMessage, Surroundings, TableAck, TableRefusal,
-    TableRequest, TaskStatusReport, TaskStatuses, VerifyReport, VerifyRequest,
+    Assignments, GuestStatement, Heartbeat, Hello, NodeMessage, Standing, Surroundings, TableAck,
+    TableRefusal, TableRequest, TaskStatusReport, TaskStatuses, VerifyReport, VerifyRequest,
 };
 use shoal_protocol::{MAX_FRAME_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, decode, encode, tls};
 use tokio::sync::{mpsc, watch};
@@ -286,6 +286,7 @@ impl<H: Host> Session<H> {
             tokio::select! {
                 frame = self.inbox.message() => match frame?.map(|frame| frame.message) {
                     Some(Some(Down::Surroundings(news))) => self.look_around(member, news).await?,
+                    Some(Some(Down::Standing(standing))) => self.stand(member, standing).await?,
                     Some(Some(message)) => self.take(message).await?,
                     // Of a newer manager: not for us.
                     Some(None) => {}
@@ -325,7 +326,7 @@ impl<H: Host> Session<H> {
 
     async fn take(&mut self, message: Down) -> Result<(), Ended> {
         match message {
-            Down::Welcome(_) | Down::Surroundings(_) => {}
+            Down::Welcome(_) | Down::Surroundings(_) | Down::Standing(_) => {}
             Down::Assignments(assignments) => self.assign(assignments)?,
             Down::Table(payload) => self.node.tables().put(decode::<NetworkTable>(&payload)?),
             Down::TableDelta(payload) => {
@@ -370,6 +371,15 @@ impl<H: Host> Session<H> {
         }
         *managers = told;
         credentials.roots = news.roots;
+        Ok(self.node.keep_membership(member).await?)
+    }
+
+    /// Remembered, so that a node which starts without its manager stands as it did.
+    async fn stand(&mut self, member: &mut Membership, standing: Standing) -> Result<(), Ended> {
+        if member.drained == standing.drained {
+            return Ok(());
+        }
+        member.drained = standing.drained;
         Ok(self.node.keep_membership(member).await?)
     }
 

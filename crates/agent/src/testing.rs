@@ -103,5 +103,6 @@ pub(crate) fn membership() -> Membership {
         managers: Managers::Here("/run/shoal/manager.sock".into()),
         address: IpAddr::from([10, 1, 2, 3]),
         data_path_address: IpAddr::from([10, 1, 2, 3]),
+        drained: false,
     }
 }

@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod exec;
 mod filters;
+mod health;
 mod hijack;
 mod logs;
 mod query;
@@ -28,5 +29,6 @@ mod wire;
 mod tests;
 
 pub use engine::{Engine, InitRequest, JoinRequest, LocalState, Swarm};
+pub use health::serve_health;
 pub use server::{router, serve};
 pub use version::{API_VERSION, MIN_API_VERSION};

@@ -27,7 +27,7 @@ use crate::neighbour::{self, Entry};
 use crate::netlink::{Netlink, Route, Rule};
 use crate::netns::Namespace;
 use crate::owner::{INGRESS, INGRESS_TUNNEL};
-use crate::tables::{Edit, Held, Set, Tables, difference};
+use crate::tables::{Edit, Elements, Held, Set, Tables, difference};
 use crate::{FabricState, Remote, Result, sysctl};
 
 /// The marks of other nodes: this in the first byte, the node's number in the others.

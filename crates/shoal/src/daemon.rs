@@ -1,6 +1,7 @@
 //! `shoal daemon`: a node, its cluster membership, and the API over both.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,11 +9,13 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use shoal_agent::Agent;
 use shoal_api::Engine;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::membership::Membership;
-use crate::options::{LogFormat, Options};
+use crate::options::{Health, LogFormat, Options};
 
 /// Members of this group may use the API, if the group exists.
 const GROUP: &str = "shoal";
@@ -33,10 +36,27 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let listener = listen(&options.socket).await?;
     let engine = Engine::new(agent.clone(), membership.clone(), options.agent.data_dir.clone(), version);
     tracing::info!(socket = %options.socket.display(), "ready");
-    let stopped = async {
+    let ended = CancellationToken::new();
+    let health = match options.health {
+        Some(Health { address, .. }) => Some(tell_health(address, agent.clone(), ended.clone()).await?),
+        None => None,
+    };
+    let mut signals = async || {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+        }
+    };
+    let stopped = async {
+        signals().await;
+        agent.retire();
+        if let Some(Health { grace, .. }) = options.health {
+            tracing::info!(
+                seconds = grace.as_secs(),
+                "out of service; stopping when load balancers had time to see it"
+            );
+            // Whoever asks again does not want to wait.
+            let _ = tokio::time::timeout(grace, signals()).await;
         }
         tracing::info!("stopping; containers go on running");
     };
@@ -45,8 +65,25 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let _ = std::fs::remove_file(&options.socket);
     agent.shutdown().await;
     membership.shutdown().await;
+    ended.cancel();
+    if let Some(telling) = health {
+        let _ = telling.await;
+    }
     tracing::info!("stopped");
     served.context("serve the API")
+}
+
+/// Says at this address whether the node is in service, until the end.
+async fn tell_health(
+    address: SocketAddr,
+    agent: Agent,
+    ended: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+    tracing::info!(%address, "telling load balancers whether the node is in service");
+    Ok(tokio::spawn(shoal_api::serve_health(listener, move || agent.in_service(), async move {
+        ended.cancelled().await;
+    })))
 }
 
 /// Binds the API's socket; one that a former process left is replaced.

@@ -97,7 +97,7 @@ impl Membership {
         let cluster =
             self.manager().and_then(|manager| manager.state().cluster().map(|cluster| cluster.id.clone()));
         let managers = Managers::Here(self.config.socket.clone());
-        shoal_agent::Membership { node, cluster, managers, address, data_path_address }
+        shoal_agent::Membership { node, cluster, managers, address, data_path_address, drained: false }
     }
 
     fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {

@@ -1,5 +1,6 @@
 //! What a daemon is told: flags, then `daemon.json`, then defaults.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use shoal_runtime::registry::RegistryConfig;
 /// Read when it is there and no other file is named.
 const CONFIG_FILE: &str = "/etc/shoal/daemon.json";
 const VERIFY_PERIOD_SECONDS: u64 = 10;
+const HEALTH_GRACE_SECONDS: u64 = 5;
 /// Where roots of registries' certificates are looked for.
 const CERTIFICATES: [&str; 2] = ["/etc/shoal/certs.d", "/etc/docker/certs.d"];
 
@@ -63,6 +65,12 @@ pub(crate) struct DaemonArgs {
     /// [default: /etc/shoal/certs.d and /etc/docker/certs.d]
     #[arg(long)]
     pub registry_certificates: Option<PathBuf>,
+    /// Where load balancers ask whether the node is in service, ADDRESS:PORT; nowhere unless it is given
+    #[arg(long)]
+    pub health_address: Option<SocketAddr>,
+    /// Seconds for which a daemon that is told to stop says so at the health address before it does [default: 5]
+    #[arg(long)]
+    pub health_grace: Option<u64>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,6 +104,15 @@ struct File {
     labels: Vec<String>,
     insecure_registries: Vec<String>,
     registry_certificates: Option<PathBuf>,
+    health_address: Option<SocketAddr>,
+    health_grace: Option<u64>,
+}
+
+/// Where and for how long a node says how it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Health {
+    pub address: SocketAddr,
+    pub grace: Duration,
 }
 
 /// Everything decided.
@@ -105,6 +122,7 @@ pub(crate) struct Options {
     pub socket: PathBuf,
     pub agent: AgentConfig,
     pub log_format: LogFormat,
+    pub health: Option<Health>,
 }
 
 impl DaemonArgs {
@@ -131,7 +149,10 @@ impl DaemonArgs {
             let path = flag.or(file).unwrap_or_else(|| PathBuf::from(default));
             std::path::absolute(&path).with_context(|| format!("path {}", path.display()))
         };
+        let grace = self.health_grace.or(file.health_grace).unwrap_or(HEALTH_GRACE_SECONDS);
+        let health = self.health_address.or(file.health_address);
         Ok(Options {
+            health: health.map(|address| Health { address, grace: Duration::from_secs(grace) }),
             socket: std::path::absolute(socket)?,
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             agent: AgentConfig {
@@ -219,6 +240,19 @@ mod tests {
 
     fn owned((key, value): (&str, &str)) -> (String, String) {
         (key.to_owned(), value.to_owned())
+    }
+
+    /// A port that is open to the outside is not opened unasked.
+    #[test]
+    fn the_health_endpoint_is_off_unless_it_has_an_address() {
+        let (_dir, arguments) = with_file("{}");
+        assert_eq!(arguments.resolve(None).unwrap().health, None);
+        let (_dir, mut arguments) = with_file(r#"{"health-address": "192.0.2.10:2378", "health-grace": 9}"#);
+        let health = |arguments: &DaemonArgs| arguments.clone().resolve(None).unwrap().health.unwrap();
+        let (address, grace) = ("192.0.2.10:2378".parse().unwrap(), Duration::from_secs(9));
+        assert_eq!(health(&arguments), Health { address, grace });
+        arguments.health_address = Some("[::]:2378".parse().unwrap());
+        assert_eq!(health(&arguments).address, "[::]:2378".parse().unwrap());
     }
 
     #[test]

@@ -7,13 +7,17 @@ use nix::sys::signal::Signal;
 
 use super::{Node, shoal};
 use crate::registry::PLAIN_PORT;
-use crate::{Netns, OUTSIDE, PATIENCE, process, wait_until};
+use crate::{HEALTH_GRACE, HEALTH_PORT, Netns, OUTSIDE, PATIENCE, process, wait_until};
 
 impl Node {
     /// The flags every verb that works without a daemon needs as well.
     pub(super) fn node_flags(&self) -> Vec<String> {
         let path = |name: &str| self.path(name).display().to_string();
-        [
+        let health = self.options.tells_health.then(|| {
+            let seconds = HEALTH_GRACE.as_secs().to_string();
+            [("--health-address", format!("0.0.0.0:{HEALTH_PORT}")), ("--health-grace", seconds)]
+        });
+        let flags = [
             ("--data-dir", path("data")),
             ("--run-dir", path("run")),
             ("--node-name", self.options.name.clone()),
@@ -24,10 +28,9 @@ impl Node {
             ("--verify-period", self.options.verify_period.to_string()),
             ("--insecure-registry", format!("{OUTSIDE}:{PLAIN_PORT}")),
             ("--registry-certificates", path("certs.d")),
-        ]
-        .into_iter()
-        .flat_map(|(flag, value)| [flag.to_owned(), value])
-        .collect()
+        ];
+        let flags = flags.into_iter().chain(health.into_iter().flatten());
+        flags.flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 
     /// Starts the daemon and waits until it answers.

@@ -27,6 +27,8 @@ struct FakeNode {
     unreported: Mutex<Vec<(TaskId, TaskStatus)>>,
     news: Notify,
     own_network: watch::Sender<OwnNetwork>,
+    /// Whether the membership it is to keep is a drained node's, each time.
+    kept: Mutex<Vec<bool>>,
 }
 
 impl FakeNode {
@@ -38,6 +40,7 @@ impl FakeNode {
             unreported: Mutex::default(),
             news: Notify::new(),
             own_network: watch::Sender::default(),
+            kept: Mutex::default(),
         })
     }
 
@@ -85,7 +88,8 @@ impl Host for FakeNode {
         std::mem::take(&mut lock(&self.unreported))
     }
 
-    async fn keep_membership(&self, _: &Membership) -> crate::Result<()> {
+    async fn keep_membership(&self, member: &Membership) -> crate::Result<()> {
+        lock(&self.kept).push(member.drained);
         Ok(())
     }
 
@@ -378,4 +382,15 @@ async fn a_node_that_is_asked_tells_what_it_holds_and_a_refusal_ends_nothing() {
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn what_the_manager_decides_about_the_node_is_remembered() {
+    let mut stage = Stage::set();
+    let mut manager = stage.accept().await;
+    manager.welcome().await;
+    for drained in [false, true, true, false] {
+        manager.send(Down::Standing(Standing { drained })).await;
+    }
+    until("both changes are kept", || *lock(&stage.node.kept) == [true, false]).await;
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use shoal_model::{Deposit, DepositId, Network, NetworkId, TableVersion, TaskId};
 use shoal_protocol::encode;
 use shoal_protocol::session::manager_message::Message;
-use shoal_protocol::session::{Assignments, Catalogue, ManagerMessage, Value};
+use shoal_protocol::session::{Assignments, Catalogue, ManagerMessage, Standing, Value};
 
 use super::hub::{AssignedTask, NodeView};
 
@@ -25,6 +25,8 @@ pub(crate) struct Sent {
     deposits: BTreeMap<DepositId, bool>,
     /// `None` until the first one went out.
     catalogue: Option<Arc<Vec<Arc<Network>>>>,
+    /// `None` until it was told.
+    drained: Option<bool>,
 }
 
 impl Sent {
@@ -38,10 +40,12 @@ impl Sent {
         self.tables.remove(network);
     }
 
-    /// Tables first, then the assignments that need them, then the tables nothing needs any more.
+    /// How the node stands, for those who send it traffic are to know before anything is taken from it; then
+    /// tables, then the assignments that need them, then the tables nothing needs any more.
     /// `open` tells a deposit's value.
     pub(crate) fn frames(&mut self, view: &NodeView, open: &Open<'_>) -> Vec<ManagerMessage> {
         let mut frames = Vec::new();
+        frames.extend(self.standing_frame(view));
         self.table_frames(view, &mut frames);
         frames.extend(self.assignment_frame(view, open));
         frames.extend(self.catalogue_frame(view));
@@ -66,6 +70,11 @@ impl Sent {
             }
             self.tables.insert(network.clone(), published.version());
         }
+    }
+
+    fn standing_frame(&mut self, view: &NodeView) -> Option<Message> {
+        let told = self.drained.replace(view.drained) == Some(view.drained);
+        (!told).then_some(Message::Standing(Standing { drained: view.drained }))
     }
 
     fn catalogue_frame(&mut self, view: &NodeView) -> Option<Message> {

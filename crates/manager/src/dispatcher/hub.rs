@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_model::{
-    ContainerId, Deposit, DepositId, EndpointId, Network, NetworkId, NodeDescription, NodeId, TableVersion,
-    Task, TaskId, TaskState,
+    Availability, ContainerId, Deposit, DepositId, EndpointId, Network, NetworkId, NodeDescription, NodeId,
+    TableVersion, Task, TaskId, TaskState,
 };
 use shoal_protocol::encode;
 use shoal_store::State;
@@ -27,6 +27,8 @@ pub(crate) struct NodeView {
     pub(crate) deposits: BTreeMap<DepositId, Option<Arc<Deposit>>>,
     /// The networks that plain containers may join, on any node.
     pub(crate) catalogue: Arc<Vec<Arc<Network>>>,
+    /// The node is to be sent no traffic from outside.
+    pub(crate) drained: bool,
 }
 
 /// A task in the form its node gets.
@@ -128,7 +130,8 @@ impl Hub {
         let nodes: Vec<NodeId> = self.sessions.keys().cloned().collect();
         let mut views = Vec::new();
         for node in nodes {
-            let mut view = NodeView { catalogue: self.catalogue.clone(), ..NodeView::default() };
+            let drained = state.node(&node).is_some_and(|node| node.spec.availability == Availability::Drain);
+            let mut view = NodeView { catalogue: self.catalogue.clone(), drained, ..NodeView::default() };
             for network in subscribed.networks(&node) {
                 if let Some(table) = self.tables.get(network) {
                     view.tables.insert(network.clone(), table.clone());
@@ -370,6 +373,7 @@ fn unasked<'a>(state: &State, task: &'a Task, subscribed: &'a Subscriptions) -> 
 impl NodeView {
     fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.catalogue, &other.catalogue)
+            && self.drained == other.drained
             && self.tables.len() == other.tables.len()
             && self.tasks.len() == other.tasks.len()
             && self.same_deposits(other)

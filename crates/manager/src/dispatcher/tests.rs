@@ -196,7 +196,7 @@ impl FakeNode {
                 }
             }
             Down::LogSubscribe(subscription) => self.subscriptions.push(subscription),
-            Down::LogUnsubscribe(_) | Down::Surroundings(_) => {}
+            Down::LogUnsubscribe(_) | Down::Surroundings(_) | Down::Standing(_) => {}
             Down::LogGrant(grant) => self.granted += grant.frames as usize,
             Down::GuestAnswers(answers) => {
                 let decoded = answers.answers.iter().map(|answer| decode(answer).unwrap()).collect();

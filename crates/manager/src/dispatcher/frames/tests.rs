@@ -266,3 +266,30 @@ fn a_node_is_told_the_values_of_its_own_tasks_and_of_no_others() {
     let view = stage.hub.update(&stage.world.state, stage.world.now.monotonic).views.remove(0).1;
     assert_eq!(values(&mut Sent::default(), &view), [], "a task that has ended needs none");
 }
+
+/// Who sends it traffic is to hear of it before its tasks leave.
+#[test]
+fn a_node_is_told_that_it_is_drained_before_anything_else() {
+    let mut stage = Stage::set();
+    let node = stage.nodes.keys().next().unwrap().clone();
+    let frames = |stage: &mut Stage, sent: &mut Sent| -> Vec<Message> {
+        let outcome = stage.hub.update(&stage.world.state, stage.world.now.monotonic);
+        let views = outcome.views.into_iter().filter(|(id, _)| *id == node);
+        let frames = views.flat_map(|(_, view)| sent.frames(&view, &|_| None));
+        frames.filter_map(|frame| frame.message).collect()
+    };
+    let mut sent = Sent::default();
+    let told = frames(&mut stage, &mut sent);
+    assert_eq!(
+        told[0],
+        Message::Standing(Standing { drained: false }),
+        "at the beginning, whatever it believes"
+    );
+    let mut drained = Node::clone(stage.world.state.node(&node).unwrap());
+    drained.spec.availability = Availability::Drain;
+    stage.world.put(Object::Node(drained.clone()));
+    assert_eq!(frames(&mut stage, &mut sent)[0], Message::Standing(Standing { drained: true }));
+    drained.spec.labels.insert("disk".into(), "ssd".into());
+    stage.world.put(Object::Node(drained));
+    assert_eq!(frames(&mut stage, &mut sent), [], "once");
+}
