@@ -24,8 +24,8 @@ use crate::task::StopCause;
 use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
 use crate::volumes::VolumeView;
 use crate::{
-    AgentConfig, Error, Membership, Result, deposits, drift, lock, plain, prepare, sandbox, session,
-    standing, verify, volumes,
+    AgentConfig, Error, Membership, Result, deposits, drift, firewall, lock, plain, prepare, published,
+    sandbox, session, standing, verify, volumes,
 };
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
@@ -56,6 +56,8 @@ impl Agent {
         node.tracker.spawn(async move { resolver.supervise(closing).await });
         let (tables, effects, closing) = (node.tables.clone(), node.effects(), node.closing.clone());
         node.tracker.spawn(async move { tables.run(&effects, closing).await });
+        node.tracker.spawn(published::watch(node.tables.clone(), node.closing.clone()));
+        node.tracker.spawn(firewall::watch(node.clone()));
         node.tracker.spawn(follow_addresses(node.clone()));
         node.tracker.spawn(follow_mtu(node.clone()));
         node.tracker.spawn(follow_own_network(node.clone()));

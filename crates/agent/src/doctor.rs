@@ -5,11 +5,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Serialize;
-use shoal_model::{DriftCounts, NodeReport};
+use shoal_model::{DriftCounts, NodeReport, Port};
 use shoal_runtime::Runtime;
 
-use crate::AgentConfig;
+use crate::firewall::Obstacle;
 use crate::node::runtime_config;
+use crate::{AgentConfig, firewall};
 
 /// Connect-time programs refuse connections with `bpf_set_retval`, which is as old as this.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -33,7 +34,7 @@ type Finding = Result<String, (String, String)>;
 pub async fn run(config: &AgentConfig) -> Vec<Check> {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
     let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
-    vec![
+    let mut checks = vec![
         check("privileges", privileges()),
         check("kernel", kernel(&release.unwrap_or_default())),
         check(
@@ -47,9 +48,10 @@ pub async fn run(config: &AgentConfig) -> Vec<Check> {
         check("nftables", nft().await),
         check("containerd", containerd(config).await),
         check("resolv.conf", resolv_conf(&config.resolv_conf)),
-        check("forwarding", forwarding(&firewall().await)),
         check("data directory", directory(&config.data_dir)),
-    ]
+    ];
+    checks.extend(firewalls(firewall::look(config).await));
+    checks
 }
 
 /// What the node's daemon finds, if one runs here.
@@ -60,6 +62,33 @@ pub fn tables(report: Option<Result<NodeReport, String>>) -> Check {
         Some(Ok(report)) => drift(&report),
     };
     check("tables", finding)
+}
+
+/// Published ports that are not this node's to lead anywhere, as its daemon finds, if one runs here.
+pub fn ports(report: Option<&Result<NodeReport, String>>) -> Check {
+    let finding = match report {
+        None => Ok("no daemon runs here".to_owned()),
+        Some(Err(_)) => {
+            Err(("unknown: the daemon does not tell".to_owned(), "look into the daemon's log".to_owned()))
+        }
+        Some(Ok(report)) => taken(report),
+    };
+    check("published ports", finding)
+}
+
+fn taken(report: &NodeReport) -> Finding {
+    if report.taken_ports.is_empty() {
+        return Ok("no other program has one".to_owned());
+    }
+    let list = |each: fn(&Port) -> String, between: &str| -> String {
+        report.taken_ports.iter().map(each).collect::<Vec<_>>().join(between)
+    };
+    let detail = format!(
+        "in use by other programs of this node, so that it does not lead them to tasks: {}",
+        list(Port::to_string, ", ")
+    );
+    let which = list(|port| format!("sport = :{}", port.number), " or ");
+    Err((detail, format!("ss -Hlntup '{which}' tells by which; end them, or publish other ports")))
 }
 
 fn drift(report: &NodeReport) -> Finding {
@@ -189,29 +218,17 @@ fn resolv_conf(path: &Path) -> Finding {
     }
 }
 
-async fn firewall() -> String {
-    match output("nft", &["list", "chains"]).await {
-        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
-        Err(_) => String::new(),
-    }
-}
-
-/// A foreign chain that drops what is forwarded also drops what comes in through published ports.
-fn forwarding(chains: &str) -> Finding {
-    let mut table = "";
-    for line in chains.lines().map(str::trim) {
-        if line.starts_with("table ") {
-            table = line.trim_end_matches(" {");
+/// One for each foreign chain that drops what the cluster needs; the remedy is a command.
+fn firewalls(found: Result<Vec<Obstacle>, String>) -> Vec<Check> {
+    let found = match found {
+        Ok(found) if found.is_empty() => Ok("no foreign chain drops what the cluster needs".to_owned()),
+        Ok(found) => {
+            let wrong = found.into_iter().map(|obstacle| Err((obstacle.detail, obstacle.remedy)));
+            return wrong.map(|finding| check("firewall", finding)).collect();
         }
-        let forward = line.contains("hook forward") && line.contains("policy drop");
-        if forward && !table.contains("shoal") && !table.starts_with("table bridge") {
-            return Err((
-                format!("{table} drops forwarded packets by default"),
-                "accept what goes to and comes from the links shoal-ing and shoal-gw there".to_owned(),
-            ));
-        }
-    }
-    Ok("no foreign chain drops by default".to_owned())
+        Err(error) => Err((format!("unknown: {error}"), "see nftables".to_owned())),
+    };
+    vec![check("firewall", found)]
 }
 
 fn directory(path: &Path) -> Finding {
@@ -225,6 +242,8 @@ fn directory(path: &Path) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use shoal_model::Protocol;
+
     use super::*;
 
     #[test]
@@ -238,16 +257,13 @@ mod tests {
     }
 
     #[test]
-    fn a_dropping_firewall_is_named_and_ours_is_not() {
-        let chains = |table: &str, policy: &str| {
-            format!(
-                "table {table} {{\n\tchain forward {{\n\t\ttype filter hook forward priority filter; policy {policy};\n\t}}\n}}\n"
-            )
-        };
-        assert!(forwarding(&chains("inet filter", "drop")).unwrap_err().0.contains("inet filter"));
-        assert!(forwarding(&chains("inet filter", "accept")).is_ok());
-        assert!(forwarding(&chains("inet shoal-0a1b2c3d", "drop")).is_ok());
-        assert!(forwarding("").is_ok());
+    fn each_obstacle_is_a_finding_with_a_command() {
+        let obstacle =
+            |name: &str| Obstacle { detail: format!("{name} drops"), remedy: format!("allow {name}") };
+        let found = firewalls(Ok(vec![obstacle("one"), obstacle("two")]));
+        assert!(found.iter().all(|check| !check.ok && check.name == "firewall"));
+        assert_eq!(found[1].remedy, "allow two");
+        assert!(firewalls(Ok(Vec::new()))[0].ok && !firewalls(Err("no nft".to_owned()))[0].ok);
     }
 
     #[test]
@@ -260,6 +276,15 @@ mod tests {
         assert!(well.ok && well.detail.contains("3 differences found and 2 repaired"), "{}", well.detail);
         report.differences.push("nft: table inet shoal is gone".to_owned());
         assert!(!tables(Some(Ok(report))).ok);
+    }
+
+    #[test]
+    fn a_published_port_of_another_program_is_named() {
+        assert!(ports(None).ok && ports(Some(&Ok(NodeReport::default()))).ok);
+        let taken_ports = [8000, 8001].map(|number| Port { protocol: Protocol::Tcp, number }).into();
+        let found = ports(Some(&Ok(NodeReport { taken_ports, ..NodeReport::default() })));
+        assert!(!found.ok && found.detail.contains("8000/tcp, 8001/tcp"), "{found:?}");
+        assert!(found.remedy.contains("'sport = :8000 or sport = :8001'"), "{found:?}");
     }
 
     #[test]

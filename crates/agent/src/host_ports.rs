@@ -5,12 +5,15 @@
 //! that has it already is noticed in time. Packets for a port that leads somewhere never come that far.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Mutex;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, getsockname, setsockopt, socket,
+    sockopt,
+};
 use shoal_balancer::{KernelState, LocalPort, PortKey};
 use shoal_model::{IpVersion, PortConfig, Protocol, PublishMode, Task, TaskId};
 use shoal_network::Fabric;
@@ -187,27 +190,35 @@ fn reserve(protocol: Protocol, port: u16, published: &BTreeSet<(Protocol, u16)>)
     }
 }
 
-fn hold(protocol: Protocol, port: u16) -> Result<(OwnedFd, u16)> {
-    let failed = |source: std::io::Error| match source.raw_os_error() {
-        Some(errno) if errno == Errno::EADDRINUSE as i32 => Error::PortTaken { protocol, port },
-        _ => Error::Port { protocol, port, source },
+/// A socket that keeps the port, or any free one, from the node's other programs; and its number.
+pub(crate) fn hold(protocol: Protocol, port: u16) -> Result<(OwnedFd, u16)> {
+    let kind = match protocol {
+        Protocol::Tcp => SockType::Stream,
+        Protocol::Udp => SockType::Datagram,
     };
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    match protocol {
-        Protocol::Udp => {
-            let socket = UdpSocket::bind(address).map_err(failed)?;
-            let number = socket.local_addr().map_err(failed)?.port();
-            Ok((socket.into(), number))
-        }
-        Protocol::Tcp => bound(port).map_err(|errno| failed(errno.into())),
-    }
+    let held = match bound_v6(kind, port) {
+        // A kernel without IPv6.
+        Err(Errno::EAFNOSUPPORT) => bound_v4(kind, port),
+        held => held,
+    };
+    held.map_err(|errno| match errno {
+        Errno::EADDRINUSE => Error::PortTaken { protocol, port },
+        _ => Error::Port { protocol, port, source: errno.into() },
+    })
 }
 
-/// Bound, but not listening: who connects is refused.
-fn bound(port: u16) -> nix::Result<(OwnedFd, u16)> {
-    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let [a, b, c, d] = Ipv4Addr::UNSPECIFIED.octets();
-    bind(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, port))?;
+/// Bound in both versions of IP, but not listening: who connects is refused.
+fn bound_v6(kind: SockType, port: u16) -> nix::Result<(OwnedFd, u16)> {
+    let socket = socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    bind(socket.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)))?;
+    let number = getsockname::<SockaddrIn6>(socket.as_raw_fd())?.port();
+    Ok((socket, number))
+}
+
+fn bound_v4(kind: SockType, port: u16) -> nix::Result<(OwnedFd, u16)> {
+    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
     let number = getsockname::<SockaddrIn>(socket.as_raw_fd())?.port();
     Ok((socket, number))
 }

@@ -13,6 +13,8 @@
 //! - [`tables`] brings network tables into force in the right order.
 //! - `standing` says whether the node is to be sent traffic from outside.
 //! - `verify` looks at what kernel and resolver really hold, `drift` has what differs made anew.
+//! - `firewall` finds what foreign firewalls drop, for [`doctor`] and the log.
+//! - `published` keeps published ports from the node's other programs, or leaves them theirs.
 //! - `enrol` makes a machine a node; `session` talks to the manager over a `link`, `resolver` to the
 //!   node's resolver process, `store` to the disk.
 #![forbid(unsafe_code)]
@@ -25,6 +27,7 @@ pub mod doctor;
 mod drift;
 mod enrol;
 mod error;
+mod firewall;
 mod guests;
 mod health;
 mod host_ports;
@@ -33,6 +36,7 @@ mod logs;
 mod node;
 mod plain;
 mod prepare;
+mod published;
 mod reset;
 mod resolver;
 mod runner;

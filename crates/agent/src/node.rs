@@ -268,6 +268,7 @@ impl Node {
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             engine_labels: self.config.engine_labels.clone(),
             routes: own.routes,
+            taken_ports: self.tables.ports_held().borrow().taken.clone(),
             addresses: own.addresses,
         }
     }

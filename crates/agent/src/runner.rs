@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shoal_model::{ContainerId, EndpointId, Healthcheck, Task, TaskId, TaskState};
+use shoal_model::{ContainerId, EndpointId, Healthcheck, Port, Task, TaskId, TaskState};
 use shoal_runtime::{ContainerState, Exit};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -192,6 +192,9 @@ impl Runner {
 
     fn reserve_ports(&mut self) -> Result<()> {
         let published = self.node.tables.published();
+        let wanted = host_ports::declared(&self.record.task);
+        let wanted = wanted.map(|port| Port { protocol: port.protocol, number: port.published });
+        self.node.tables.give_up_ports(wanted);
         let status = &mut self.record.progress.status;
         status.ports = self.node.host_ports.reserve(&self.record.task, &status.ports, &published)?;
         Ok(())

@@ -33,6 +33,7 @@ use crate::deposits::{Value, Values};
 use crate::guests::{Guests, Statement};
 use crate::link;
 use crate::logs::Subscriptions;
+use crate::published::PortsHeld;
 use crate::tables::{InForce, Tables};
 use crate::{Managers, Membership, RemoteManager};
 use renewal::Renewal;
@@ -199,6 +200,7 @@ struct Session<H> {
     logs: Subscriptions<H>,
     /// Changes when the description is to be told anew.
     own_network: watch::Receiver<OwnNetwork>,
+    ports_held: watch::Receiver<PortsHeld>,
     renewal: Renewal,
     /// The root, PEM, that the node's certificate is to be of.
     issuer: String,
@@ -236,6 +238,8 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
     // Before the description is made, so that no change is missed.
     let mut own_network = node.own_network();
     own_network.mark_unchanged();
+    let mut ports_held = node.tables().ports_held();
+    ports_held.mark_unchanged();
     // A table on its way into force counts for nothing, but who does not want it any more has to say so.
     let underway = node.tables().wanted().into_iter().filter(|network| !held.contains_key(network));
     let underway = underway.map(|network| TableAck::new(&network, TableVersion::default()));
@@ -266,7 +270,8 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
     node.report_all();
     let logs = Subscriptions::new(node.clone(), outbox.clone());
     let issuer = String::new();
-    Ok(Session { node: node.clone(), outbox, inbox, heartbeat, logs, own_network, renewal, issuer, told })
+    let node = node.clone();
+    Ok(Session { node, outbox, inbox, heartbeat, logs, own_network, ports_held, renewal, issuer, told })
 }
 
 impl<H: Host> Session<H> {
@@ -277,6 +282,7 @@ impl<H: Host> Session<H> {
         // What came into force since the hello.
         in_force.mark_changed();
         let mut own_network = self.own_network.clone();
+        let mut ports_held = self.ports_held.clone();
         let mut statement = node.guests().statement();
         // In each session anew: the manager may have missed anything.
         statement.mark_changed();
@@ -300,6 +306,10 @@ impl<H: Host> Session<H> {
                     changed.map_err(|_| Ended::Closed)?;
                     let tables = in_force.borrow_and_update().clone();
                     self.acknowledge(&tables).await?;
+                }
+                changed = ports_held.changed() => {
+                    changed.map_err(|_| Ended::Closed)?;
+                    self.send(Up::Description(encode(&node.description()))).await?;
                 }
                 changed = own_network.changed() => {
                     changed.map_err(|_| Ended::Closed)?;

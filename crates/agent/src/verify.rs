@@ -135,6 +135,7 @@ pub(crate) async fn report(node: &Node) -> Result<NodeReport> {
         tables: tables.collect(),
         differences: texts(&findings, |finding| !matches!(finding.place, Place::Network(_))),
         drift: counts,
+        taken_ports: node.tables.ports_held().borrow().taken.clone(),
     })
 }
 

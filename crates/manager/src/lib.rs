@@ -2,7 +2,7 @@
 //! and how its networks look.
 //!
 //! `control` validates what users declare; [`plan`] is the pure control loops; `leader` commits what
-//! they decide; [`table`] derives the network tables; `dispatcher` serves the nodes' sessions; `ca` makes
+//! they decide; [`ports`] knows which are not accepted everywhere; [`table`] derives the network tables; `dispatcher` serves the nodes' sessions; `ca` makes
 //! machines nodes.
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod leader;
 mod logs;
 mod manager;
 pub mod plan;
+pub mod ports;
 #[cfg(test)]
 mod simulation;
 pub mod table;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AddressPool, Authority, CertificateInfo, ClusterId, ClusterSpec, ContainerId, Deposit, DepositId, Guest,
-    Labels, MacAddr, NetworkId, NetworkSpec, NodeId, NodeSpec, Place, PortConfig, ServiceId, ServiceSpec,
-    TableVersion, TaskId, TaskSpec, TaskState, TaskStatus, UpdateStatus,
+    Labels, MacAddr, NetworkId, NetworkSpec, NodeId, NodeSpec, Place, Port, PortConfig, ServiceId,
+    ServiceSpec, TableVersion, TaskId, TaskSpec, TaskState, TaskStatus, UpdateStatus,
 };
 
 /// What every stored object carries.
@@ -122,6 +122,9 @@ pub struct NodeDescription {
     /// Addresses of the node itself that its programs may use towards other nodes.
     #[serde(default)]
     pub addresses: BTreeSet<IpAddr>,
+    /// Published ports that other programs of the node have: it leads nobody from them to tasks.
+    #[serde(default)]
+    pub taken_ports: BTreeSet<Port>,
 }
 
 /// What the manager holds of a node's condition. A heartbeat never changes it, only a transition does.

@@ -1,10 +1,10 @@
 //! What a node tells of itself when it is asked whether it really holds what its tables say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkId, NodeId, TableVersion};
+use crate::{NetworkId, NodeId, Port, TableVersion};
 
 /// One node, looked at by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,9 @@ pub struct NodeReport {
     /// What differs beside any one network: programs, rules, links of sandboxes.
     pub differences: Vec<String>,
     pub drift: DriftCounts,
+    /// Published ports that other programs of the node have.
+    #[serde(default)]
+    pub taken_ports: BTreeSet<Port>,
 }
 
 /// What a node holds of one network, and what it reads back from its kernel and resolver.

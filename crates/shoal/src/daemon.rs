@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use shoal_agent::Agent;
 use shoal_api::Engine;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -22,6 +23,7 @@ const GROUP: &str = "shoal";
 
 pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     log_to_stderr(options.log_format);
+    allow_open_files();
     crate::runtime()?.block_on(serve(options))
 }
 
@@ -71,6 +73,15 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     served.context("serve the API")
+}
+
+/// As many as the system lets the daemon have: each published port is held by a socket.
+fn allow_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the number of open files stays limited");
+    }
 }
 
 /// Says at this address whether the node is in service, until the end.

@@ -103,7 +103,9 @@ fn doctor(arguments: &options::DoctorArgs, host: Option<String>) -> anyhow::Resu
     let options = arguments.node.clone().resolve(host)?;
     let checks = runtime()?.block_on(async {
         let mut checks = shoal_agent::doctor::run(&options.agent).await;
-        checks.push(shoal_agent::doctor::tables(ask_daemon(&options.socket).await));
+        let report = ask_daemon(&options.socket).await;
+        checks.push(shoal_agent::doctor::ports(report.as_ref()));
+        checks.push(shoal_agent::doctor::tables(report));
         checks
     });
     if arguments.json {

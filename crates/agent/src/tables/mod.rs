@@ -11,10 +11,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_model::{EndpointId, NetworkId, NetworkTable, Protocol, TableDelta, TableMismatch, TableVersion};
+use shoal_model::{
+    EndpointId, NetworkId, NetworkTable, Port, Protocol, TableDelta, TableMismatch, TableVersion,
+};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::published::{PortsHeld, Published};
 use crate::{Result, lock};
 
 pub(crate) use self::plan::{Own, local_ports, ports, services};
@@ -53,13 +56,15 @@ struct Wishes {
     /// The network that carries published ports, until nothing is left of it: its links and ports have one
     /// place on a node, so that the next one has to wait for it.
     ingress: Option<NetworkId>,
+    published: Published,
 }
 
 /// One network as it is to be.
 struct Wish {
     /// As the manager sent it: what is stored, and what deltas start from.
     sent: Arc<NetworkTable>,
-    /// As this node serves it: without the endpoints it knows to be out of service.
+    /// As this node serves it: without the endpoints it knows to be out of service, and without the ports that
+    /// other programs have.
     served: Arc<NetworkTable>,
 }
 
@@ -69,6 +74,7 @@ pub(crate) struct Tables {
     in_force: watch::Sender<InForce>,
     /// Changes whenever a network has been looked at.
     progress: watch::Sender<()>,
+    ports_held: watch::Sender<PortsHeld>,
 }
 
 /// A network that could not be brought into force, and is left alone for a while.
@@ -118,6 +124,7 @@ impl Tables {
             wake: Notify::new(),
             in_force: watch::Sender::default(),
             progress: watch::Sender::default(),
+            ports_held: watch::Sender::default(),
         }
     }
 
@@ -280,6 +287,11 @@ impl Tables {
     fn done(&self, network: NetworkId, outcome: Outcome) {
         let mut wishes = lock(&self.wishes);
         wishes.at_work.remove(&network);
+        if outcome != Outcome::Failed && wishes.ingress.as_ref() == Some(&network) {
+            let in_force = self.in_force.borrow().get(&network).cloned();
+            wishes.published.settle(in_force.as_deref());
+            self.show_ports(&wishes.published);
+        }
         match outcome {
             Outcome::InForce => {}
             Outcome::Gone => {
@@ -295,16 +307,16 @@ impl Tables {
     /// The networks to work on now. Those that failed wait for their time, and never take every place.
     fn take(&self, failures: &Failures, now: Instant) -> Vec<Job> {
         let mut wishes = lock(&self.wishes);
-        let Wishes { tables, marks, dirty, at_work, doubted, ingress } = &mut *wishes;
+        let Wishes { tables, marks, dirty, at_work, doubted, ingress, published } = &mut *wishes;
         marks
             .retain(|id, mark| !mark.orphan || tables.values().any(|table| table.endpoints.contains_key(id)));
         let withdrawn: BTreeSet<EndpointId> = marks.keys().cloned().collect();
         let dead = marks.iter().filter(|(_, mark)| mark.dead).map(|(id, _)| id.clone()).collect();
         let dead: Arc<BTreeSet<EndpointId>> = Arc::new(dead);
-        let wish = |sent: &Arc<NetworkTable>| {
+        let mut wish = |sent: &Arc<NetworkTable>| {
             let concerned = withdrawn.iter().any(|id| sent.endpoints.contains_key(id));
             let served = if concerned { Arc::new(sent.without(&withdrawn)) } else { sent.clone() };
-            Wish { sent: sent.clone(), served }
+            Wish { sent: sent.clone(), served: published.serve(served) }
         };
         let carries_ports =
             |network: &NetworkId| tables.get(network).is_some_and(|table| table.config.ingress);
@@ -323,12 +335,47 @@ impl Tables {
             self.publish(network.clone(), None);
         }
         let job = |network: NetworkId| Job {
-            wish: tables.get(&network).map(wish),
+            wish: tables.get(&network).map(&mut wish),
             dead: dead.clone(),
             doubted: doubted.remove(&network),
             network,
         };
-        networks.into_iter().map(job).collect()
+        let jobs = networks.into_iter().map(job).collect();
+        self.show_ports(&wishes.published);
+        jobs
+    }
+
+    fn show_ports(&self, published: &Published) {
+        let standing = published.standing();
+        self.ports_held.send_if_modified(|shown| {
+            let changed = *shown != standing;
+            *shown = standing;
+            changed
+        });
+    }
+
+    /// How it stands with the published ports on this node, and how that changes.
+    pub(crate) fn ports_held(&self) -> watch::Receiver<PortsHeld> {
+        self.ports_held.subscribe()
+    }
+
+    /// Looks whether published ports that could not be held have become free, or others' by now.
+    pub(crate) fn retry_ports(&self) {
+        let mut wishes = lock(&self.wishes);
+        if wishes.published.retry()
+            && let Some(network) = wishes.ingress.clone()
+        {
+            wishes.dirty.insert(network);
+            self.wake.notify_one();
+        }
+        self.show_ports(&wishes.published);
+    }
+
+    /// These ports are to be had by a task of this node alone.
+    pub(crate) fn give_up_ports(&self, ports: impl Iterator<Item = Port>) {
+        let mut wishes = lock(&self.wishes);
+        ports.for_each(|port| wishes.published.give_up(port));
+        self.show_ports(&wishes.published);
     }
 
     /// Tells everybody what is in force of one network; `None`: it is gone.

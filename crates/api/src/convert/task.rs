@@ -8,9 +8,11 @@ use super::{some, time};
 use crate::wire::Version;
 use crate::wire::task as wire;
 
-/// `network` finds the networks the task is on; those that are gone are left out.
+/// `network` finds the networks the task is on; those that are gone are left out. `trouble` is told where the task
+/// itself has nothing to say.
 pub(crate) fn task<'a>(
     task: &model::Task,
+    trouble: Option<String>,
     network: impl Fn(&model::NetworkId) -> Option<&'a model::Network>,
 ) -> wire::Task {
     wire::Task {
@@ -23,7 +25,7 @@ pub(crate) fn task<'a>(
         service: task.service.to_string(),
         slot: Some(task.slot).filter(|slot| *slot != 0),
         node: task.node.as_ref().or(task.pinned.as_ref()).map(ToString::to_string),
-        status: status(task),
+        status: status(task, trouble),
         desired_state: desired(task),
         job_iteration: task.iteration.map(service_out::job_iteration),
         networks_attachments: attachments(task, network),
@@ -38,13 +40,14 @@ pub(crate) fn desired(task: &model::Task) -> &'static str {
     }
 }
 
-fn status(task: &model::Task) -> wire::Status {
+fn status(task: &model::Task, trouble: Option<String>) -> wire::Status {
     let status = &task.status;
+    let own = Some(status.error.clone()).filter(|error| !error.is_empty());
     wire::Status {
         timestamp: time(status.timestamp),
         state: status.state.as_str(),
         message: status.message.clone(),
-        err: status.error.clone(),
+        err: own.or(trouble).unwrap_or_default(),
         container_status: status.container.as_ref().map(|container| wire::ContainerStatus {
             id: container.id.to_string(),
             pid: container.pid,

@@ -18,6 +18,7 @@ use crate::error::{ApiError, Result};
 use crate::filters::Filters;
 use crate::logs::{self, Format};
 use crate::query::{Name, Params};
+use crate::wire::task as wire;
 
 const FILTERS: &[&str] =
     &["_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service"];
@@ -37,12 +38,14 @@ async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Resp
     let manager = cluster.manager()?;
     let filters = Selection::read(&params.filters(FILTERS)?, &manager)?;
     let state = manager.state();
-    let tasks: Vec<_> = state
-        .tasks()
-        .filter(|task| filters.wants(&state, task))
-        .map(|task| convert::task(task, |id| state.network(id).map(Arc::as_ref)))
-        .collect();
+    let tasks: Vec<_> =
+        state.tasks().filter(|task| filters.wants(&state, task)).map(|task| shown(&state, task)).collect();
     Ok(body::ok(&tasks))
+}
+
+fn shown(state: &Picture, task: &Task) -> wire::Task {
+    let trouble = shoal_manager::ports::withheld(state, task);
+    convert::task(task, trouble, |id| state.network(id).map(Arc::as_ref))
 }
 
 /// The filters, with names of services and nodes resolved.
@@ -108,7 +111,7 @@ async fn inspect(State(cluster): State<ClusterSide>, Name(id): Name) -> Result<R
     let manager = cluster.manager()?;
     let task = manager.find_task(&id).map_err(ApiError::from_lookup)?;
     let state = manager.state();
-    Ok(body::ok(&convert::task(&task, |id| state.network(id).map(Arc::as_ref))))
+    Ok(body::ok(&shown(&state, &task)))
 }
 
 async fn task_logs(State(cluster): State<ClusterSide>, Name(id): Name, params: Params) -> Result<Response> {

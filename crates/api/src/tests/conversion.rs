@@ -358,7 +358,8 @@ fn a_task_is_shown_as_dockers() {
         iteration: None,
     };
     let networks: Vec<_> = networks.into_iter().map(Arc::new).collect();
-    let shown = task::task(&made, |id| networks.iter().find(|network| network.id == *id).map(Arc::as_ref));
+    let shown =
+        task::task(&made, None, |id| networks.iter().find(|network| network.id == *id).map(Arc::as_ref));
     let mut expect = golden.clone();
     // Docker shows the driver of the network it makes itself as unset; here it is what it is.
     expect["NetworksAttachments"][0]["Network"]["Spec"]["DriverConfiguration"] = json!({"Name": "overlay"});

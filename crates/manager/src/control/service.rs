@@ -256,12 +256,12 @@ fn check_health(spec: &ServiceSpec) -> Result<(), ControlError> {
 
 /// Port numbers, and who else holds them.
 fn check_ports(state: &State, own: Option<&ServiceId>, spec: &ServiceSpec) -> Result<(), ControlError> {
-    let mut published: BTreeSet<(Protocol, u16, PublishMode)> = BTreeSet::new();
+    let mut published: BTreeSet<(Protocol, u16)> = BTreeSet::new();
     for port in &spec.endpoint.ports {
         if port.target == 0 {
             return Err(ControlError::invalid("EndpointSpec: a target port is missing"));
         }
-        if port.published != 0 && !published.insert((port.protocol, port.published, port.mode)) {
+        if port.published != 0 && !published.insert((port.protocol, port.published)) {
             return Err(ControlError::invalid("EndpointSpec: duplicate published ports provided"));
         }
     }

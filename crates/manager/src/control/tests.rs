@@ -1,7 +1,8 @@
 //! Docker's refusals, word for word (golden `10-err*`, `12-err*`, `13-err*`).
 
 use shoal_model::{
-    AddressPool, EndpointMode, Labels, NetworkDriver, NetworkSpec, PortConfig, PublishMode, ServiceSpec,
+    AddressPool, EndpointMode, Labels, NetworkDriver, NetworkSpec, PortConfig, Protocol, PublishMode,
+    ServiceSpec,
 };
 
 use super::*;
@@ -89,6 +90,50 @@ fn names_and_ports_belong_to_one_service_until_it_is_removed() {
     world.control(|draft, _, _| remove_service(draft, &web)).unwrap();
     // The old tasks still run.
     world.service(declared).unwrap();
+}
+
+/// SwarmKit's rules and texts, at creation, at an update and on the way back.
+#[test]
+fn a_port_that_another_service_has_is_refused_whoever_asks_for_it_and_how() {
+    let mut world = World::new(2);
+    let host = |number| PortConfig { mode: PublishMode::Host, ..port(number) };
+    let udp = |port: PortConfig| PortConfig { protocol: Protocol::Udp, ..port };
+    let publishing = |name: &str, ports: &[PortConfig]| {
+        let mut declared = spec(name, 1, &[]);
+        declared.endpoint.ports = ports.to_vec();
+        declared
+    };
+    let mesh = world.service(publishing("mesh", &[port(8000)])).unwrap();
+    let single = world.service(publishing("single", &[host(9000)])).unwrap();
+    world.run(2);
+    let as_ingress = format!("port '8000' is already in use by service 'mesh' ({mesh}) as an ingress port");
+    let as_host =
+        format!("port '9000' is already in use by service 'single' ({single}) as a host-published port");
+    let other = world.service(publishing("other", &[])).unwrap();
+    for (ports, text) in [
+        (vec![port(8000)], &as_ingress),
+        (vec![host(8000)], &as_ingress),
+        (vec![port(7000), port(9000)], &as_host),
+    ] {
+        let refused = (Code::InvalidArgument, text.clone());
+        assert_eq!(refusal(world.service(publishing("new", &ports))), refused, "created: {ports:?}");
+        let version = world.state.service(&other).unwrap().meta.version;
+        let update = publishing("other", &ports);
+        let updated = world.control(|draft, now, _| update_service(draft, now, &other, version, update));
+        assert_eq!(refusal(updated), refused, "updated: {ports:?}");
+    }
+    let twice = (Code::InvalidArgument, "EndpointSpec: duplicate published ports provided".to_owned());
+    assert_eq!(refusal(world.service(publishing("new", &[port(7000), host(7000)]))), twice);
+    // Other protocols are other ports, and of host ports the scheduler takes care.
+    world.service(publishing("datagrams", &[udp(port(8000)), udp(host(9000))])).unwrap();
+    world.service(publishing("elsewhere", &[host(9000)])).unwrap();
+
+    world.change(&mesh, |spec| spec.endpoint.ports = vec![port(8001)]);
+    world.service(publishing("heir", &[port(8000)])).unwrap();
+    let version = world.state.service(&mesh).unwrap().meta.version;
+    let (code, text) = refusal(world.control(|draft, now, _| rollback_service(draft, now, &mesh, version)));
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(text.starts_with("port '8000' is already in use by service 'heir' ("), "{text}");
 }
 
 #[test]
