@@ -4,19 +4,24 @@
 #![allow(clippy::unwrap_used)]
 
 mod converge;
+mod mesh;
 mod plan;
 mod report;
 mod samples;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser};
+use serde_json::Value;
 
 #[derive(Debug, Parser)]
 #[command(name = "bench/run", about = "Measure a cluster of real nodes on this machine")]
 enum Command {
     /// From an event to its effect on every node
     Converge(ConvergeArgs),
+    /// Published ports: through the mesh, through other proxies, and without any
+    Mesh(MeshArgs),
     /// What one plan of the control loops costs in a cluster of 10,000 nodes; in memory, without nodes
     Plan,
 }
@@ -37,8 +42,25 @@ struct ConvergeArgs {
     json: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct MeshArgs {
+    /// Numbers of published ports to measure with; bytes and requests are measured with the first one
+    #[arg(long, value_delimiter = ',', default_value = "1,100,5000")]
+    ports: Vec<u16>,
+    /// How often each way is measured
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Seconds that each measurement takes
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Write the figures to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
 fn main() {
     match Command::parse() {
+        Command::Mesh(args) => mesh(&args),
         Command::Converge(args) => converge(&args),
         Command::Plan => plan::measure(),
     }
@@ -52,7 +74,17 @@ fn converge(args: &ConvergeArgs) {
     }
     report.end();
     println!("{report}");
-    if let Some(path) = &args.json {
-        std::fs::write(path, format!("{:#}\n", report.to_json())).unwrap();
+    write(args.json.as_deref(), &report.to_json());
+}
+
+fn mesh(args: &MeshArgs) {
+    let report = mesh::measure(&args.ports, args.rounds, Duration::from_secs(args.seconds));
+    println!("{report}");
+    write(args.json.as_deref(), &report.to_json());
+}
+
+fn write(path: Option<&Path>, report: &Value) {
+    if let Some(path) = path {
+        std::fs::write(path, format!("{report:#}\n")).unwrap();
     }
 }

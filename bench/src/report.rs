@@ -36,20 +36,58 @@ impl Row {
     }
 }
 
+/// What the figures are of, and what else it did.
 #[derive(Debug)]
-pub(crate) struct Report {
-    pub rows: Vec<Row>,
+pub(crate) struct Machine {
     load_before: String,
     load_after: String,
 }
 
-impl Report {
+impl Machine {
     pub(crate) fn begin() -> Self {
-        Self { rows: Vec::new(), load_before: load(), load_after: String::new() }
+        Self { load_before: load(), load_after: String::new() }
     }
 
     pub(crate) fn end(&mut self) {
         self.load_after = load();
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "processors": processors(),
+            "kernel": kernel(),
+            "load_before": self.load_before,
+            "load_after": self.load_after,
+        })
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} processors for all nodes together, Linux {}; load average {} before, {} after; nothing simulated",
+            processors(),
+            kernel(),
+            self.load_before,
+            self.load_after
+        )
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub rows: Vec<Row>,
+    machine: Machine,
+}
+
+impl Report {
+    pub(crate) fn begin() -> Self {
+        Self { rows: Vec::new(), machine: Machine::begin() }
+    }
+
+    pub(crate) fn end(&mut self) {
+        self.machine.end();
     }
 
     pub(crate) fn to_json(&self) -> Value {
@@ -68,26 +106,15 @@ impl Report {
                 "simulated": false,
             })
         });
-        json!({
-            "processors": processors(),
-            "kernel": kernel(),
-            "load_before": self.load_before,
-            "load_after": self.load_after,
-            "rows": rows.collect::<Vec<_>>(),
-        })
+        let mut told = self.machine.to_json();
+        told["rows"] = rows.collect();
+        told
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} processors for all nodes together, Linux {}; load average {} before, {} after; nothing simulated\n",
-            processors(),
-            kernel(),
-            self.load_before,
-            self.load_after
-        )?;
+        writeln!(f, "{}\n", self.machine)?;
         writeln!(f, "| nodes | what | n | p50 | p90 | p99 | max | target (p99) | met |")?;
         writeln!(f, "|---|---|---|---|---|---|---|---|---|")?;
         for row in &self.rows {

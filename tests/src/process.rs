@@ -152,9 +152,18 @@ pub fn memory(pid: u32) -> usize {
 
 /// Time a process has spent computing.
 pub fn cpu_time(pid: u32) -> Duration {
+    times(&pid.to_string(), 14)
+}
+
+/// Time that processes have spent which this one has started and seen ending.
+pub fn cpu_time_of_ended() -> Duration {
+    times("self", 16)
+}
+
+/// User and system time, from this field of all on (proc(5)), in hundredths of a second.
+fn times(pid: &str, first: usize) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The fields after the name, which may hold anything: user and system time are the 14th and 15th of
-    // all (proc(5)), in hundredths of a second.
-    let fields = text.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ').skip(11).take(2);
+    // After the name, which may hold anything, comes the third field.
+    let fields = text.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ').skip(first - 3).take(2);
     Duration::from_millis(fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * 10)
 }
