@@ -141,6 +141,8 @@ async fn taken(netlink: &Netlink, avoid: &[Ipv4Net]) -> Result<Vec<Ipv4Net>> {
 
 fn set_settings(has_v6: bool) -> Result<()> {
     sysctl::set("ipv4/ip_forward", "1")?;
+    // Nobody else has its addresses: without a check the bridge serves at once.
+    sysctl::set_if_present(&format!("ipv6/conf/{GATEWAY}/accept_dad"), "0")?;
     sysctl::set_if_present(&format!("ipv6/conf/{GATEWAY}/disable_ipv6"), "0")?;
     // A container is no router.
     sysctl::set_if_present(&format!("ipv6/conf/{GATEWAY}/accept_ra"), "0")?;

@@ -89,6 +89,8 @@ pub(super) fn settings(has_v6: bool) -> Vec<(String, &'static str)> {
         (format!("ipv4/neigh/{INGRESS}/proxy_delay"), "0"),
     ];
     for link in [INGRESS, INGRESS_TUNNEL] {
+        // Nobody else has its addresses: without a check the link serves at once.
+        settings.push((format!("ipv6/conf/{link}/accept_dad"), "0"));
         settings.push((format!("ipv6/conf/{link}/disable_ipv6"), without_v6));
         // A task is no router.
         settings.push((format!("ipv6/conf/{link}/accept_ra"), "0"));

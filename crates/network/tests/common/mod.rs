@@ -353,7 +353,7 @@ impl World {
     pub fn speak_v6(&self) {
         let on = |host: &Host, link: &str, address: &str| {
             host.sh(&format!(
-                "sysctl -qw net.ipv6.conf.{link}.disable_ipv6=0; ip -6 addr add {address}/64 dev {link} nodad"
+                "sysctl -qw net.ipv6.conf.{link}.accept_dad=0 net.ipv6.conf.{link}.disable_ipv6=0; ip -6 addr add {address}/64 dev {link} nodad"
             ));
         };
         on(&self.router, "eth0", "2001:db8:77::fe");
