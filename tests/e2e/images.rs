@@ -66,12 +66,22 @@ fn names_tags_digests_and_platforms_are_pulled() {
 }
 
 fn what_is_damaged_is_not_taken(node: &Node, registry: &Registry) {
-    let (bad, name) = (image("damaged"), format!("{}/bad", registry.name()));
-    registry.push("bad", "latest", std::slice::from_ref(&bad));
-    registry.damage(&digest(&bad.layer));
-    let said = fails(node.docker(&["pull", &name]));
-    assert!(said.contains(&digest(&bad.layer)) || said.contains("igest"), "{said}");
-    assert!(fails(node.docker(&["image", "inspect", &name])).contains("No such image"), "nothing is left");
+    for part in ["layer", "configuration", "manifest"] {
+        let (bad, name) = (image(part), format!("{}/bad-{part}", registry.name()));
+        let whole = registry.push(&format!("bad-{part}"), "latest", std::slice::from_ref(&bad));
+        let damaged = match part {
+            "layer" => digest(&bad.layer),
+            "configuration" => digest(&bad.config),
+            _ => whole.clone(),
+        };
+        registry.damage(&damaged);
+        for name in [name.clone(), format!("{name}@{whole}")] {
+            let said = fails(node.docker(&["pull", &name]));
+            assert!(said.contains(&damaged) || said.contains("igest"), "{part}: {said}");
+            let left = fails(node.docker(&["image", "inspect", &name]));
+            assert!(left.contains("No such image"), "nothing is left: {left}");
+        }
+    }
 }
 
 fn what_is_saved_can_be_loaded(node: &Node, registry: &Registry) {
