@@ -3,11 +3,18 @@
 // A measurement that cannot be taken is a panic that says which.
 #![allow(clippy::unwrap_used)]
 
+mod comparison;
 mod converge;
+mod median;
 mod mesh;
+mod meter;
+mod namespace;
 mod plan;
+mod plot;
 mod report;
 mod samples;
+mod services;
+mod vip;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,8 +29,22 @@ enum Command {
     Converge(ConvergeArgs),
     /// Published ports: through the mesh, through other proxies, and without any
     Mesh(MeshArgs),
+    /// Virtual addresses: against the task's own, nftables DNAT and HAProxy
+    Vip(VipArgs),
     /// What one plan of the control loops costs in a cluster of 10,000 nodes; in memory, without nodes
     Plan,
+    /// The server of `vip`, in a container
+    #[command(hide = true)]
+    PeerServe,
+    /// The client of `vip`, in the namespace of a container
+    #[command(hide = true)]
+    PeerAsk {
+        work: vip::peers::Work,
+        /// A file with addresses and ports
+        targets: PathBuf,
+        #[arg(long)]
+        milliseconds: u64,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -58,8 +79,45 @@ struct MeshArgs {
     json: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct VipArgs {
+    /// Numbers of services to measure with; throughput is measured with the first one
+    #[arg(long, value_delimiter = ',', default_value = "10,1000,10000")]
+    services: Vec<u32>,
+    /// So many of them are made by the API, the rest in the balancer's maps only
+    #[arg(long, default_value_t = 1000)]
+    real: u32,
+    /// The task on another node than its clients
+    #[arg(long)]
+    across: bool,
+    /// How often each way is measured
+    #[arg(long, default_value_t = 12)]
+    rounds: usize,
+    /// Seconds that each measurement takes
+    #[arg(long, default_value_t = 1)]
+    seconds: u64,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// Where figures go beside the terminal.
+#[derive(Debug, Args)]
+struct Files {
+    /// Write the figures to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Draw them into this file, as SVG
+    #[arg(long)]
+    plot: Option<PathBuf>,
+}
+
 fn main() {
     match Command::parse() {
+        Command::Vip(args) => compare(&vip::measure(&args), &args.files),
+        Command::PeerServe => vip::peers::serve(),
+        Command::PeerAsk { work, targets, milliseconds } => {
+            vip::peers::ask(work, &targets, Duration::from_millis(milliseconds));
+        }
         Command::Mesh(args) => mesh(&args),
         Command::Converge(args) => converge(&args),
         Command::Plan => plan::measure(),
@@ -81,6 +139,14 @@ fn mesh(args: &MeshArgs) {
     let report = mesh::measure(&args.ports, args.rounds, Duration::from_secs(args.seconds));
     println!("{report}");
     write(args.json.as_deref(), &report.to_json());
+}
+
+fn compare(comparison: &comparison::Comparison, files: &Files) {
+    println!("{comparison}");
+    write(files.json.as_deref(), &comparison.to_json());
+    if let Some(path) = &files.plot {
+        std::fs::write(path, plot::svg(comparison)).unwrap();
+    }
 }
 
 fn write(path: Option<&Path>, report: &Value) {

@@ -1,9 +1,11 @@
 //! One load after the other: what a client got done, and what it cost the machine.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shoal_e2e::{Netns, process};
+
+use crate::meter::Meter;
 
 /// What is done over and over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,53 +53,14 @@ pub(crate) fn run(client: &Netns, to: SocketAddr, work: Work, length: Duration, 
         wrk.args(["--header", "Connection: close"]);
     }
     wrk.arg(format!("http://{to}/{}", if work == Work::Bytes { "large" } else { "small" }));
-    let (before, started) = (meter.read(), Instant::now());
-    let told = process::run(wrk, b"", length * 10).ok();
-    let (lasted, spent) = (started.elapsed(), meter.read().saturating_sub(before));
+    let (told, spent) = meter.during(|| process::run(wrk, b"", length * 10).ok());
     let parsed = parse(&told).unwrap_or_else(|| panic!("not what wrk prints: {told}"));
     let done = if work == Work::Bytes { parsed.bytes / f64::from(1 << 20) } else { parsed.requests };
     Sample {
         per_second: done / parsed.seconds,
-        cpu_each: spent.saturating_sub(lasted.mul_f64(meter.idle)).div_f64(done.max(1.0)),
+        cpu_each: spent.div_f64(done.max(1.0)),
         errors: parsed.errors,
     }
-}
-
-// === processors ===
-
-/// What the way of a connection costs: the time of every process in the namespaces that it passes, of the load
-/// generator, and that of the whole kernel for packets, which is no process's. What else the machine does is not
-/// in it.
-pub(crate) struct Meter {
-    namespaces: Vec<u64>,
-    /// Processors that are busy so while nothing is asked of them.
-    idle: f64,
-}
-
-impl Meter {
-    pub(crate) fn new<'a>(namespaces: impl IntoIterator<Item = &'a Netns>) -> Self {
-        let mut meter = Self { namespaces: namespaces.into_iter().map(Netns::inode).collect(), idle: 0.0 };
-        let (before, started) = (meter.read(), Instant::now());
-        std::thread::sleep(IDLE);
-        meter.idle = (meter.read().saturating_sub(before)).as_secs_f64() / started.elapsed().as_secs_f64();
-        meter
-    }
-
-    fn read(&self) -> Duration {
-        let inside = self.namespaces.iter().flat_map(|namespace| process::processes("", *namespace));
-        let processes: Duration = inside.map(|process| process::cpu_time(process.pid)).sum();
-        let text = std::fs::read_to_string("/proc/stat").unwrap();
-        processes + process::cpu_time_of_ended() + packets(&text).unwrap_or_else(|| panic!("{text}"))
-    }
-}
-
-const IDLE: Duration = Duration::from_secs(5);
-
-/// Hard and soft interrupts, of the line `cpu` of proc(5), in hundredths of a second.
-fn packets(text: &str) -> Option<Duration> {
-    let line = text.lines().next()?.strip_prefix("cpu ")?;
-    let times: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
-    Some(Duration::from_millis(10 * (times.get(5)? + times.get(6)?)))
 }
 
 // === what wrk says ===
@@ -153,12 +116,5 @@ mod tests {
         assert_eq!(parse(text), Some(told));
         assert_eq!(parse("nothing of the kind"), None);
         assert_eq!(with_unit("1.50GB"), Some(1.5 * 1073741824.0));
-    }
-
-    #[test]
-    fn interrupts_are_told_from_the_rest() {
-        let text = "cpu  1 2 4 1000 2000 8 16 32 0 0\ncpu0 1 2 4 1000 2000 8 16 32 0 0\n";
-        assert_eq!(packets(text), Some(Duration::from_millis(240)));
-        assert_eq!(packets("cpu0 1 2 4"), None);
     }
 }

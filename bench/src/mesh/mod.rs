@@ -6,19 +6,20 @@ mod ways;
 
 use std::time::Duration;
 
-use shoal_e2e::{CLIENT, Cluster, Container, Netns, Node, NodeOptions, PATIENCE, wait_until, web};
+use shoal_e2e::{CLIENT, Cluster, Container, Node, NodeOptions, PATIENCE, wait_until, web};
 
-use load::{Meter, Work};
+use crate::comparison::turns;
+use crate::meter::Meter;
+use crate::namespace::settle;
+use load::Work;
 pub(crate) use report::Report;
-use ways::{Entry, MESH, Proxy, TASK, Way};
+use ways::{Entry, MESH, TASK, Way};
 
 /// Manager, the task's node, another node.
 const NODES: u8 = 3;
 /// Of the small page, as of many an answer.
 const SMALL: usize = 1024;
 const LARGE: u64 = 4 << 20;
-/// Fewer than there are, so that tracked connections of a whole run fit into the kernel's table.
-const CLIENT_PORTS: &str = "30000 45999";
 
 /// All ways in turn, `rounds` times, for each number of published ports.
 pub(crate) fn measure(published: &[u16], rounds: usize, length: Duration) -> Report {
@@ -32,7 +33,7 @@ pub(crate) fn measure(published: &[u16], rounds: usize, length: Duration) -> Rep
         eprintln!("{ports} published ports");
         let task = serve(cluster.node(Entry::Its.node()), &cluster, ports);
         let address = ways::ingress_address(&task);
-        let proxies = Proxy::start_all(&cluster, address, ports);
+        let proxies = ways::start_proxies(&cluster, address, ports);
         ways::open_direct(&cluster, address);
         // What does not depend on the number of ports is measured once.
         let works = if Some(&ports) == published.first() { &Work::ALL[..] } else { &[Work::Connections] };
@@ -69,31 +70,18 @@ fn rounds_of(
     let nodes = cluster.nodes().map(|node| &node.netns);
     let task_netns = task.netns();
     let meter = Meter::new(nodes.chain([client, &task_netns]));
-    for round in 0..rounds {
-        // Each begins with another one, so that none always follows the same.
-        for at in 0..ways.len() {
-            let way = ways[(at + round) % ways.len()];
-            let sample = load::run(client, way.target(cluster, address, ports), work, length, &meter);
-            eprintln!(
-                "round {round}, {ports} ports, {}: {:.0} {} a second, {:?} of processor each, {} errors",
-                way.name(),
-                sample.per_second,
-                work.name(),
-                sample.cpu_each,
-                sample.errors
-            );
-            report.add(ports, work, way, sample);
-        }
+    for (round, &way) in turns(rounds, &ways) {
+        let sample = load::run(client, way.target(cluster, address, ports), work, length, &meter);
+        eprintln!(
+            "round {round}, {ports} ports, {}: {:.0} {} a second, {:?} of processor each, {} errors",
+            way.name(),
+            sample.per_second,
+            work.name(),
+            sample.cpu_each,
+            sample.errors
+        );
+        report.add(ports, work, way, sample);
     }
-}
-
-/// The same everywhere: enough ports, and enough of a queue for all who connect at once.
-fn settle(netns: &Netns) {
-    netns.run(|| {
-        for (name, value) in [("ip_local_port_range", CLIENT_PORTS), ("tcp_tw_reuse", "1")] {
-            std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value).unwrap();
-        }
-    });
 }
 
 /// Each node has a client address of its own: a port that is used through two nodes at once, to one task, is

@@ -1,11 +1,11 @@
 //! The ways to one task: directly, through the mesh, and through others' proxies on the same nodes.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Stdio};
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
-use shoal_e2e::{Cluster, Container, Node, PATIENCE, process, wait_until, web};
+use shoal_e2e::{Cluster, Container, Node, PATIENCE, wait_until, web};
+
+use crate::namespace::{Program, run};
 
 /// Where a connection from outside comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,7 +102,7 @@ pub(crate) fn open_direct(cluster: &Cluster, task: Ipv4Addr) {
         let (node, port) = (cluster.node(entry.node()), entry.direct());
         ip(format!("rule add ipproto tcp dport {port} lookup {port}"));
         ip(format!("route add {task} via {} table {port}", node.address()));
-        nft(node, DIRECT.replace("TASK", &task.to_string()).as_bytes(), &["-f", "-"]);
+        run(&node.netns, "nft", &["-f", "-"], DIRECT.replace("TASK", &task.to_string()).as_bytes());
     }
 }
 
@@ -113,16 +113,10 @@ const DIRECT: &str = "table ip bench {\nchain untracked {\ntype filter hook prer
 pub(crate) fn close_direct(cluster: &Cluster) {
     for entry in Entry::ALL {
         let port = entry.direct().to_string();
-        nft(cluster.node(entry.node()), b"", &["delete", "table", "ip", "bench"]);
+        run(&cluster.node(entry.node()).netns, "nft", &["delete", "table", "ip", "bench"], b"");
         cluster.world.netns.ip(&["rule", "del", "lookup", &port]);
         cluster.world.netns.ip(&["route", "flush", "table", &port]);
     }
-}
-
-fn nft(node: &Node, script: &[u8], arguments: &[&str]) {
-    let mut nft = node.netns.command("nft");
-    nft.args(arguments);
-    process::run(nft, script, PATIENCE).ok();
 }
 
 /// A task's address behind published ports.
@@ -135,60 +129,43 @@ pub(crate) fn ingress_address(task: &Container) -> Ipv4Addr {
     })
 }
 
-/// A proxy that runs on a node until dropped.
-pub(crate) struct Proxy(Child);
-
-impl Proxy {
-    /// Both proxies on both nodes; each listens on as many ports as are published, and leads to the task.
-    pub(crate) fn start_all(cluster: &Cluster, task: Ipv4Addr, ports: u16) -> Vec<Self> {
-        let on = |entry: Entry| {
-            let node = cluster.node(entry.node());
-            [haproxy(node, task, ports), nginx(node, task, ports)]
-        };
-        let proxies = Entry::ALL.into_iter().flat_map(on).collect();
-        for entry in Entry::ALL {
-            for first in [HAPROXY, NGINX] {
-                let to = SocketAddr::from((cluster.node(entry.node()).address(), first + ports - 1));
-                let client = &cluster.world.netns;
-                wait_until(PATIENCE, "a proxy answers", || client.run(move || web::fetch(to, "/small")));
-            }
+/// Both proxies on both nodes; each listens on as many ports as are published, and leads to the task.
+pub(crate) fn start_proxies(cluster: &Cluster, task: Ipv4Addr, ports: u16) -> Vec<Program> {
+    let on = |entry: Entry| {
+        let node = cluster.node(entry.node());
+        [haproxy(node, task, ports), nginx(node, task, ports)]
+    };
+    let proxies = Entry::ALL.into_iter().flat_map(on).collect();
+    for entry in Entry::ALL {
+        for first in [HAPROXY, NGINX] {
+            let to = SocketAddr::from((cluster.node(entry.node()).address(), first + ports - 1));
+            let client = &cluster.world.netns;
+            wait_until(PATIENCE, "a proxy answers", || client.run(move || web::fetch(to, "/small")));
         }
-        proxies
     }
-
-    fn start(node: &Node, program: &str, name: &str, config: &str, flags: &[&str]) -> Self {
-        let path = node.path(name);
-        std::fs::write(&path, config).unwrap();
-        let log = std::fs::File::create(node.path(&format!("{name}.log"))).unwrap();
-        let mut command = node.netns.command(program);
-        command.args(flags).arg(path).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self(command.spawn().unwrap())
-    }
+    proxies
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        process::signal(self.0.id(), Signal::SIGTERM);
-        if process::wait(&mut self.0, PATIENCE).is_none() {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
+fn start(node: &Node, program: &str, name: &str, config: &str, flags: &[&str]) -> Program {
+    let path = node.path(name);
+    std::fs::write(&path, config).unwrap();
+    let arguments = [flags, &[path.to_str().unwrap()]].concat();
+    Program::start(&node.netns, &node.path(&format!("{name}.log")), program, &arguments)
 }
 
 /// Without a log, otherwise as it comes.
-fn haproxy(node: &Node, task: Ipv4Addr, ports: u16) -> Proxy {
+fn haproxy(node: &Node, task: Ipv4Addr, ports: u16) -> Program {
     let config = format!(
         "global\n  maxconn 4000\n\
          defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
          listen mesh\n  bind :{HAPROXY}-{}\n  server task {task}:{TASK}\n",
         HAPROXY + ports - 1
     );
-    Proxy::start(node, "haproxy", "haproxy.cfg", &config, &["-db", "-f"])
+    start(node, "haproxy", "haproxy.cfg", &config, &["-db", "-f"])
 }
 
 /// The same.
-fn nginx(node: &Node, task: Ipv4Addr, ports: u16) -> Proxy {
+fn nginx(node: &Node, task: Ipv4Addr, ports: u16) -> Program {
     let config = format!(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\ndaemon off;\n\
          worker_processes auto;\nerror_log stderr crit;\npid {};\n\
@@ -197,5 +174,5 @@ fn nginx(node: &Node, task: Ipv4Addr, ports: u16) -> Proxy {
         node.path("nginx.pid").display(),
         NGINX + ports - 1
     );
-    Proxy::start(node, "nginx", "nginx.conf", &config, &["-e", "stderr", "-c"])
+    start(node, "nginx", "nginx.conf", &config, &["-e", "stderr", "-c"])
 }
