@@ -44,11 +44,22 @@ pub(crate) struct Sample {
     pub(crate) errors: u64,
 }
 
-/// `wrk`, the same for every way.
+/// `wrk`, the same for every way; with a thread for each processor, so that what is measured is the way rather
+/// than how fast one thread can ask.
 pub(crate) fn run(client: &Netns, to: SocketAddr, work: Work, length: Duration, meter: &Meter) -> Sample {
     let mut wrk = client.command("wrk");
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).to_string();
     let seconds = format!("{}s", length.as_secs());
-    wrk.args(["--threads", "1", "--connections", CONNECTIONS, "--duration", &seconds, "--timeout", TIMEOUT]);
+    wrk.args([
+        "--threads",
+        &threads,
+        "--connections",
+        CONNECTIONS,
+        "--duration",
+        &seconds,
+        "--timeout",
+        TIMEOUT,
+    ]);
     if work == Work::Connections {
         wrk.args(["--header", "Connection: close"]);
     }
