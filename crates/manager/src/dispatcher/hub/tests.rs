@@ -302,7 +302,9 @@ proptest! {
         let service = cluster.world.state.service(&cluster.service).unwrap();
         let serving = cluster.world.serving(&cluster.service);
         prop_assert_eq!(Some(serving.len() as u64), service.spec.mode.replicas());
-        prop_assert!(serving.iter().all(|task| task.spec == service.spec.task));
+        // An update whose new tasks failed has stopped, with what was there before.
+        let paused = service.update_status.as_ref().is_some_and(|status| status.state == UpdateState::Paused);
+        prop_assert!(paused || serving.iter().all(|task| task.spec == service.spec.task));
         let network = cluster.world.state.network(&cluster.net).unwrap();
         prop_assert_eq!(network.state.as_ref().unwrap().resting.len(), 0);
         prop_assert!(cluster.world.state.tasks().all(|task| task.released || !task.status.state.is_terminal()));
