@@ -22,6 +22,7 @@ mod ipv6;
 mod jobs;
 mod join;
 mod leftovers;
+mod locals;
 mod networks;
 mod options;
 mod overlay;

@@ -150,12 +150,12 @@ fn comes_to_say(node: &Node, id: &str) {
         let (_, tasks) = ask(node, "GET", &filters, &Value::Null);
         let mut places: BTreeMap<(u64, String), bool> = BTreeMap::new();
         for task in tasks.as_array().ok_or_else(|| tasks.to_string())? {
-            let wanted = matches!(task["DesiredState"].as_str(), Some("running" | "complete"));
-            let there = matches!(task["Status"]["State"].as_str(), Some("running" | "complete"));
+            let runs = task["DesiredState"] == "running" && task["Status"]["State"] == "running";
+            let done = task["Status"]["State"] == "complete";
             let told = task["Status"]["Err"].as_str().is_some_and(|error| !error.is_empty());
             let node = if task["Slot"].is_null() { task["NodeID"].to_string() } else { String::new() };
             let place = places.entry((task["Slot"].as_u64().unwrap_or_default(), node)).or_default();
-            *place |= told || (wanted && there);
+            *place |= told || done || runs;
         }
         let mode = &service["Spec"]["Mode"];
         let job = &mode["ReplicatedJob"];

@@ -1,19 +1,19 @@
 //! The agent's face: one method per thing that can be asked of a node.
 
+mod networks;
+
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shoal_balancer::Balancer;
-use shoal_model::{
-    Attachment, ContainerId, Labels, Network, NetworkTable, NodeDescription, NodeReport, TableReport, TaskId,
-    TaskState,
-};
+use shoal_model::{ContainerId, Labels, NodeDescription, NodeReport, TableReport, TaskId};
 use shoal_runtime::{Container, ContainerOutput, ContainerState, Runtime};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::host_ports::Binding;
 use crate::node::{Node, balancer_config};
 use crate::plain::{ContainerEvent, Keeper, Phase, PlainSpec, Shown, WaitFor};
 use crate::runner::{Order, Snapshot};
@@ -21,11 +21,11 @@ use crate::session::SessionState;
 use crate::standing::{Facts, OutOfService};
 use crate::store::TaskRecord;
 use crate::task::StopCause;
-use crate::view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
+use crate::view::{ContainerView, PlainView};
 use crate::volumes::VolumeView;
 use crate::{
     AgentConfig, Error, Membership, Result, deposits, drift, firewall, lock, plain, prepare, published,
-    sandbox, session, standing, verify, volumes,
+    session, standing, verify, volumes,
 };
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
@@ -34,8 +34,8 @@ const STOP_MARGIN: Duration = Duration::from_secs(20);
 pub(crate) const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long leaving waits for kernel and resolver to let go of the cluster's networks.
 const CLEAR_BOUND: Duration = Duration::from_secs(20);
-/// How long the first session waits for the stored tables to be in force again, so that the manager
-/// need not send them.
+/// How long a start waits for the stored tables to be in force again, so that the manager need not send
+/// them, and who asks finds everything as it was.
 const SETTLE_BOUND: Duration = Duration::from_secs(3);
 
 /// A running node. Cheap to clone; all clones are the same node.
@@ -65,13 +65,13 @@ impl Agent {
         if !stored.rebuilt {
             node.tracker.spawn(prune_resolver(node.clone(), stored_sandboxes(&node)));
         }
+        let wanted = node.tables.wanted();
+        let mut in_force = node.tables.in_force();
+        let settled = in_force.wait_for(|held| wanted.iter().all(|network| held.contains_key(network)));
+        if tokio::time::timeout(SETTLE_BOUND, settled).await.is_err() {
+            tracing::warn!("the stored tables are not in force yet");
+        }
         if let Some(member) = stored.membership {
-            let wanted = node.tables.wanted();
-            let mut in_force = node.tables.in_force();
-            let settled = in_force.wait_for(|held| wanted.iter().all(|network| held.contains_key(network)));
-            if tokio::time::timeout(SETTLE_BOUND, settled).await.is_err() {
-                tracing::warn!("the stored tables are not in force yet");
-            }
             agent.open_session(member);
         }
         Ok(agent)
@@ -206,7 +206,7 @@ impl Agent {
         let running = matches!(container.state, ContainerState::Running { .. });
         let attachments = record.task.attachments.into_iter().filter(|_| running);
         let networks = self.networks_of(attachments);
-        let ports = record.progress.status.ports;
+        let ports = record.progress.status.ports.iter().map(Binding::from).collect();
         let task = Some(record.task.id);
         ContainerView { container, task, plain: None, networks, ports, health, healthcheck }
     }
@@ -226,51 +226,10 @@ impl Agent {
             task: None,
             plain: Some(plain),
             networks,
-            ports: Vec::new(),
+            ports: record.bindings,
             health: keeper.health(),
             healthcheck: check,
         }
-    }
-
-    fn networks_of(&self, attachments: impl Iterator<Item = Attachment>) -> Vec<ContainerNetwork> {
-        let tables = self.node.tables.in_force().borrow().clone();
-        let known = attachments.filter_map(|attachment| {
-            let table = tables.get(&attachment.network)?;
-            let gateway = sandbox::gateway(&attachment, table);
-            Some(ContainerNetwork { name: table.config.name.clone(), attachment, gateway })
-        });
-        known.collect()
-    }
-
-    /// The cluster's networks that this node has a part in.
-    pub fn networks(&self) -> Vec<NodeNetwork> {
-        let tables = self.node.tables.in_force().borrow().clone();
-        let tasks = self.node.tasks.snapshots();
-        let plains: Vec<_> = self.node.plains.all().iter().map(|keeper| keeper.shown().record).collect();
-        let network = |table: &Arc<NetworkTable>| {
-            let endpoints = tasks.iter().filter_map(|shown| {
-                let TaskRecord { task, container, progress, .. } = &shown.record;
-                let attachment = task.attachments.iter().find(|at| at.network == table.network)?;
-                let present = TaskState::Preparing..=TaskState::Running;
-                present.contains(&progress.status.state).then(|| NodeEndpoint {
-                    container: container.clone(),
-                    owner: task.id.to_string(),
-                    name: task.name(),
-                    attachment: attachment.clone(),
-                })
-            });
-            let guests = plains.iter().filter_map(|record| {
-                let attachment = record.attachments.iter().find(|at| at.network == table.network)?;
-                Some(NodeEndpoint {
-                    container: record.id.clone(),
-                    owner: record.id.to_string(),
-                    name: record.name.clone(),
-                    attachment: attachment.clone(),
-                })
-            });
-            NodeNetwork { table: table.clone(), endpoints: endpoints.chain(guests).collect() }
-        };
-        tables.values().map(network).collect()
     }
 
     /// Stops a container; one of a task is first taken out of service everywhere. Returns when it has
@@ -337,7 +296,11 @@ impl Agent {
     // === plain containers ===
 
     /// Makes a container of no service; without a name it is given one.
-    pub async fn create_container(&self, name: Option<String>, spec: PlainSpec) -> Result<ContainerId> {
+    pub async fn create_container(&self, name: Option<String>, mut spec: PlainSpec) -> Result<ContainerId> {
+        if let Some(other) = &spec.shares {
+            let other = self.find_container(other).await?;
+            spec.shares = Some(other.container.config.id.to_string());
+        }
         self.finish(|node| async move { node.plains.create(&node, name, spec).await }).await
     }
 
@@ -399,11 +362,6 @@ impl Agent {
     /// What happens to plain containers from now on.
     pub fn container_events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.node.plains.events.listen()
-    }
-
-    /// The cluster's networks that plain containers may join, as far as this node knows.
-    pub fn attachable_networks(&self) -> Arc<Vec<Network>> {
-        self.node.guests.catalogue()
     }
 
     fn keeper(&self, id: &ContainerId) -> Result<Arc<Keeper>> {
@@ -480,7 +438,7 @@ fn report<E: std::fmt::Display>(what: &str, outcome: Result<(), E>) {
 async fn remove(node: Arc<Node>, record: TaskRecord) {
     let id: &TaskId = &record.task.id;
     report("remove a task's container", node.runtime.remove(&record.container).await);
-    report("close a task's ports", node.host_ports.release(&node, id).await);
+    report("close a task's ports", node.host_ports.release(&node, id.as_str()).await);
     report("remove a task's volumes", volumes::release(&node, &record.container, true).await);
     report("remove a task's sandbox", prepare::free_sandbox(&node, id.as_str()).await);
     report("take a task's secrets and configs away", deposits::free(&node, &record.container).await);

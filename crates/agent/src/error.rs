@@ -29,6 +29,9 @@ pub enum Error {
     PortTaken { protocol: Protocol, port: u16 },
     #[error("host-mode port {port}/{} cannot be reserved: {source}", protocol.as_str())]
     Port { protocol: Protocol, port: u16, source: std::io::Error },
+    /// Docker's text.
+    #[error("Bind for {address}:{port} failed: port is already allocated")]
+    PortAllocated { address: std::net::IpAddr, port: u16 },
     #[error("a host-mode port cannot lead to a task that is on internal networks only")]
     Secluded,
     /// Docker's text, which leaves out the reason.
@@ -79,6 +82,44 @@ pub enum Error {
     NoSuchDeposit { kind: DepositKind, name: String },
     #[error("cannot fill in {kind} {name}: {reason}")]
     Template { kind: DepositKind, name: String, reason: String },
+    /// Docker's text.
+    #[error("network with name {0} already exists")]
+    NetworkExists(String),
+    /// An option of a network that cannot be honoured.
+    #[error("{0}")]
+    NetworkOption(String),
+    /// A network that cannot be had beside the others.
+    #[error("{0}")]
+    NetworkRefused(String),
+    /// Docker's text.
+    #[error("error while removing network: network {name} has active endpoints ({users})")]
+    NetworkInUse { name: String, users: String },
+    /// Docker's text.
+    #[error("all predefined address pools have been fully subnetted")]
+    NoPool,
+    /// Docker's text.
+    #[error("no available addresses on this pool")]
+    NoAddress,
+    /// Docker's text.
+    #[error("Address already in use")]
+    AddressInUse,
+    /// Docker's text.
+    #[error("invalid endpoint settings:\nno configured subnet contains IP address {0}")]
+    AddressOutside(std::net::IpAddr),
+    /// Docker's text.
+    #[error("endpoint with name {container} already exists in network {network}")]
+    AlreadyAttached { container: String, network: String },
+    /// Docker's text.
+    #[error("container {container} is not connected to network {network}")]
+    NotAttachedTo { container: String, network: String },
+    /// Docker's text.
+    #[error(
+        "container sharing network namespace with another container or host cannot be connected to any other network"
+    )]
+    SharesNetwork,
+    /// Docker's text.
+    #[error("cannot join network of a non running container: {0}")]
+    OtherNotRunning(String),
     /// The node is in no cluster.
     #[error("network {0} not found")]
     NoSuchNetwork(String),

@@ -1,6 +1,6 @@
-//! Ports of this node that lead to single tasks (`mode=host`).
+//! Ports of this node that lead to single containers: those of tasks (`mode=host`), and of plain containers.
 //!
-//! A task's ports are reserved before its container is made, and lead to it while it serves. What reserves
+//! A container's ports are reserved before it is made or started, and lead to it while it serves. What reserves
 //! a port is a socket bound to it on which nobody listens: no other program of the node gets it, and one
 //! that has it already is noticed in time. Packets for a port that leads somewhere never come that far.
 
@@ -14,9 +14,10 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, getsockname, setsockopt, socket,
     sockopt,
 };
+use serde::{Deserialize, Serialize};
 use shoal_balancer::{KernelState, LocalPort, PortKey};
-use shoal_model::{IpVersion, PortConfig, Protocol, PublishMode, Task, TaskId};
-use shoal_network::Fabric;
+use shoal_model::{IpVersion, PortConfig, Protocol, PublishMode, Task};
+use shoal_network::{Fabric, HostPort};
 
 use crate::node::Node;
 use crate::{Error, Result, lock};
@@ -26,14 +27,37 @@ pub(crate) use shoal_network::HostPorts as Ways;
 
 #[derive(Default)]
 pub(crate) struct HostPorts {
-    claims: Mutex<BTreeMap<TaskId, Claim>>,
+    /// By task or plain container.
+    claims: Mutex<BTreeMap<String, Claim>>,
     /// What was brought into force; held while that is being changed.
     applied: tokio::sync::Mutex<Ways>,
 }
 
+/// A port of a container that its node publishes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    pub port: PortConfig,
+    /// The node's address that leads there; `None`: all of them.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+}
+
+impl From<&PortConfig> for Binding {
+    fn from(port: &PortConfig) -> Self {
+        Self { port: port.clone(), address: None }
+    }
+}
+
+impl Binding {
+    /// It is at that port of the node.
+    fn is_at(&self, protocol: Protocol, number: u16) -> bool {
+        (self.port.protocol, self.port.published) == (protocol, number)
+    }
+}
+
 struct Claim {
     /// With every published number filled in.
-    ports: Vec<PortConfig>,
+    ports: Vec<Binding>,
     /// Where they lead, in each version of IP; nowhere, now, if there is none.
     addresses: Vec<IpAddr>,
     _sockets: Vec<OwnedFd>,
@@ -45,65 +69,75 @@ pub(crate) fn declared(task: &Task) -> impl Iterator<Item = &PortConfig> {
 }
 
 impl HostPorts {
-    /// Takes a task's ports, of those without a number some that are free; `former` are those it had when
+    /// Takes a container's ports, of those without a number some that are free; `former` are those it had when
     /// its node's daemon was another process, `published` those of the routing mesh. All of them, or none.
     pub(crate) fn reserve(
         &self,
-        task: &Task,
-        former: &[PortConfig],
+        owner: &str,
+        wanted: impl IntoIterator<Item = Binding>,
+        former: &[Binding],
         published: &BTreeSet<(Protocol, u16)>,
-    ) -> Result<Vec<PortConfig>> {
+    ) -> Result<Vec<Binding>> {
         let mut claims = lock(&self.claims);
-        if let Some(claim) = claims.get(&task.id) {
+        if let Some(claim) = claims.get(owner) {
             return Ok(claim.ports.clone());
         }
-        let (mut ports, mut sockets) = (Vec::new(), Vec::new());
-        for port in declared(task) {
-            let mut port = port.clone();
-            let had = former.iter().find(|had| (had.protocol, had.target) == (port.protocol, port.target));
+        let (mut ports, mut sockets) = (Vec::<Binding>::new(), Vec::new());
+        for mut wanted in wanted {
+            let port = &mut wanted.port;
+            let same = |had: &&Binding| {
+                (had.port.protocol, had.port.target, had.address)
+                    == (port.protocol, port.target, wanted.address)
+            };
             if port.published == 0 {
-                port.published = had.map_or(0, |had| had.published);
+                port.published = former.iter().find(same).map_or(0, |had| had.port.published);
             }
-            let (socket, number) = reserve(port.protocol, port.published, published)?;
+            let (protocol, number) = (port.protocol, port.published);
+            let has_it = |claim: &Claim| claim.ports.iter().any(|held| held.is_at(protocol, number));
+            // A number leads to one container, whatever addresses it is bound to.
+            if number != 0 && claims.values().any(has_it) {
+                return Err(Error::PortTaken { protocol, port: number });
+            }
+            let (socket, number) = reserve(protocol, number, wanted.address, published)?;
             port.published = number;
-            ports.push(port);
+            ports.push(wanted);
             sockets.push(socket);
         }
         let claim = Claim { ports: ports.clone(), addresses: Vec::new(), _sockets: sockets };
-        claims.insert(task.id.clone(), claim);
+        claims.insert(owner.to_owned(), claim);
         Ok(ports)
     }
 
-    /// The same of a task that has served since before this process: another program may have got hold of
+    /// The same of a container that has served since before this process: another program may have got hold of
     /// its ports meanwhile, and gets no packet of them.
-    pub(crate) fn resume(&self, task: &Task, ports: &[PortConfig], addresses: Vec<IpAddr>) {
-        if let Err(error) = self.reserve(task, ports, &BTreeSet::new()) {
-            tracing::warn!(task = %task.id, %error, "the task keeps its port all the same");
+    pub(crate) fn resume(&self, owner: &str, ports: &[Binding], addresses: Vec<IpAddr>) {
+        if let Err(error) = self.reserve(owner, ports.iter().cloned(), ports, &BTreeSet::new()) {
+            tracing::warn!(owner, %error, "the container keeps its port all the same");
             let claim = Claim { ports: ports.to_vec(), addresses: Vec::new(), _sockets: Vec::new() };
-            lock(&self.claims).insert(task.id.clone(), claim);
+            lock(&self.claims).insert(owner.to_owned(), claim);
         }
-        if let Some(claim) = lock(&self.claims).get_mut(&task.id) {
+        if let Some(claim) = lock(&self.claims).get_mut(owner) {
             claim.addresses = addresses;
         }
     }
 
-    /// The task's ports lead to it already, or to nowhere, as is asked for.
-    pub(crate) fn is_as_asked(&self, task: &TaskId, leads: bool) -> bool {
-        lock(&self.claims).get(task).map_or(!leads, |claim| claim.addresses.is_empty() != leads)
+    /// The container's ports lead to it already, or to nowhere, as is asked for.
+    pub(crate) fn is_as_asked(&self, owner: &str, leads: bool) -> bool {
+        lock(&self.claims).get(owner).map_or(!leads, |claim| claim.addresses.is_empty() != leads)
     }
 
-    /// Leads a task's ports to these addresses, or to nowhere.
-    pub(crate) async fn lead(&self, node: &Node, task: &TaskId, addresses: Vec<IpAddr>) -> Result<()> {
-        if let Some(claim) = lock(&self.claims).get_mut(task) {
+    /// Leads a container's ports to these addresses, or to nowhere.
+    pub(crate) async fn lead(&self, node: &Node, owner: &str, addresses: Vec<IpAddr>) -> Result<()> {
+        if let Some(claim) = lock(&self.claims).get_mut(owner) {
             claim.addresses = addresses;
         }
         self.apply(node).await
     }
 
-    /// From now on the task's ports are anybody's.
-    pub(crate) async fn release(&self, node: &Node, task: &TaskId) -> Result<()> {
+    /// From now on the container's ports are anybody's.
+    pub(crate) async fn release(&self, node: &Node, owner: &str) -> Result<()> {
         // The sockets go last: nobody is to listen on a port that still leads elsewhere.
-        let claim = lock(&self.claims).remove(task);
+        let claim = lock(&self.claims).remove(owner);
         if claim.is_some() { self.apply(node).await } else { Ok(()) }
     }
 
@@ -112,9 +146,11 @@ impl HostPorts {
         let claims = lock(&self.claims);
         let led = claims.values().filter(|claim| !claim.addresses.is_empty());
         led.flat_map(|claim| {
-            claim.ports.iter().map(|port| {
+            claim.ports.iter().map(|Binding { port, address }| {
                 let addresses = claim.addresses.iter().map(|address| SocketAddr::new(*address, port.target));
-                ((port.protocol, port.published), addresses.collect())
+                let way =
+                    HostPort { backends: addresses.collect(), bound: address.iter().copied().collect() };
+                ((port.protocol, port.published), way)
             })
         })
         .collect()
@@ -166,10 +202,12 @@ impl HostPorts {
 }
 
 /// By IPv6 to the other address, where there is no such.
-fn led_to(key: PortKey, way: &BTreeSet<SocketAddr>) -> LocalPort {
-    let of = |version| way.iter().find(|address| IpVersion::of(address.ip()) == version);
+fn led_to(key: PortKey, way: &HostPort) -> LocalPort {
+    let of = |version| way.backends.iter().find(|address| IpVersion::of(address.ip()) == version);
     let backend = of(key.version).or_else(|| of(IpVersion::V4));
-    LocalPort { backends: backend.copied().into_iter().collect(), bound: None }
+    let bound = way.bound.iter().filter(|address| IpVersion::of(**address) == key.version);
+    let bound = (!way.bound.is_empty()).then(|| bound.copied().collect());
+    LocalPort { backends: backend.copied().into_iter().collect(), bound }
 }
 
 /// The node's own programs reach a port by either version of IP.
@@ -178,11 +216,16 @@ fn keys((protocol, port): (Protocol, u16)) -> impl Iterator<Item = PortKey> {
 }
 
 /// A socket that holds this port, or one that is free and not published otherwise, and its number.
-fn reserve(protocol: Protocol, port: u16, published: &BTreeSet<(Protocol, u16)>) -> Result<(OwnedFd, u16)> {
+fn reserve(
+    protocol: Protocol,
+    port: u16,
+    address: Option<IpAddr>,
+    published: &BTreeSet<(Protocol, u16)>,
+) -> Result<(OwnedFd, u16)> {
     // Held on to, or the kernel might offer the same again.
     let mut unfit = Vec::new();
     loop {
-        let (socket, number) = hold(protocol, port)?;
+        let (socket, number) = hold_at(protocol, port, address)?;
         if port != 0 || !published.contains(&(protocol, number)) {
             return Ok((socket, number));
         }
@@ -192,14 +235,22 @@ fn reserve(protocol: Protocol, port: u16, published: &BTreeSet<(Protocol, u16)>)
 
 /// A socket that keeps the port, or any free one, from the node's other programs; and its number.
 pub(crate) fn hold(protocol: Protocol, port: u16) -> Result<(OwnedFd, u16)> {
+    hold_at(protocol, port, None)
+}
+
+fn hold_at(protocol: Protocol, port: u16, address: Option<IpAddr>) -> Result<(OwnedFd, u16)> {
     let kind = match protocol {
         Protocol::Tcp => SockType::Stream,
         Protocol::Udp => SockType::Datagram,
     };
-    let held = match bound_v6(kind, port) {
-        // A kernel without IPv6.
-        Err(Errno::EAFNOSUPPORT) => bound_v4(kind, port),
-        held => held,
+    let held = match address {
+        None => match bound_v6(kind, Ipv6Addr::UNSPECIFIED, port) {
+            // A kernel without IPv6.
+            Err(Errno::EAFNOSUPPORT) => bound_v4(kind, Ipv4Addr::UNSPECIFIED, port),
+            held => held,
+        },
+        Some(IpAddr::V4(address)) => bound_v4(kind, address, port),
+        Some(IpAddr::V6(address)) => bound_v6(kind, address, port),
     };
     held.map_err(|errno| match errno {
         Errno::EADDRINUSE => Error::PortTaken { protocol, port },
@@ -207,18 +258,18 @@ pub(crate) fn hold(protocol: Protocol, port: u16) -> Result<(OwnedFd, u16)> {
     })
 }
 
-/// Bound in both versions of IP, but not listening: who connects is refused.
-fn bound_v6(kind: SockType, port: u16) -> nix::Result<(OwnedFd, u16)> {
+/// Bound, of the unspecified address in both versions of IP, but not listening: who connects is refused.
+fn bound_v6(kind: SockType, address: Ipv6Addr, port: u16) -> nix::Result<(OwnedFd, u16)> {
     let socket = socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
-    bind(socket.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)))?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &!address.is_unspecified())?;
+    bind(socket.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(address, port, 0, 0)))?;
     let number = getsockname::<SockaddrIn6>(socket.as_raw_fd())?.port();
     Ok((socket, number))
 }
 
-fn bound_v4(kind: SockType, port: u16) -> nix::Result<(OwnedFd, u16)> {
+fn bound_v4(kind: SockType, address: Ipv4Addr, port: u16) -> nix::Result<(OwnedFd, u16)> {
     let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(address, port)))?;
     let number = getsockname::<SockaddrIn>(socket.as_raw_fd())?.port();
     Ok((socket, number))
 }
@@ -243,19 +294,38 @@ mod tests {
         task
     }
 
+    fn take(held: &HostPorts, task: &Task, former: &[Binding]) -> Result<Vec<Binding>> {
+        held.reserve(task.id.as_str(), declared(task).map(Binding::from), former, &NONE)
+    }
+
+    #[test]
+    fn a_bound_port_leads_from_its_address_only() {
+        let held = HostPorts::default();
+        let port = PortConfig { target: 80, ..PortConfig::default() };
+        let own = Binding { port, address: Some(Ipv4Addr::LOCALHOST.into()) };
+        let taken = held.reserve("c1", [own.clone()], &[], &NONE).unwrap();
+        let number = taken[0].port.published;
+        held.resume("c1", &[], vec!["172.17.0.2".parse().unwrap()]);
+        let ways = held.ways();
+        let way = &ways[&(Protocol::Tcp, number)];
+        assert_eq!(way.bound, BTreeSet::from([Ipv4Addr::LOCALHOST.into()]));
+        let key = |version| PortKey { version, protocol: Protocol::Tcp, port: number };
+        assert_eq!(led_to(key(IpVersion::V4), way).bound, Some(way.bound.clone()));
+        assert_eq!(led_to(key(IpVersion::V6), way).bound, Some(BTreeSet::new()));
+        let mut other = own;
+        (other.port.published, other.address) = (number, Some([127, 0, 0, 2].into()));
+        assert!(matches!(held.reserve("c2", [other], &[], &NONE), Err(Error::PortTaken { .. })));
+    }
+
     #[test]
     fn a_port_without_a_number_gets_one_and_keeps_it() {
         let held = HostPorts::default();
         let task = task("t1", &[(Protocol::Tcp, 0), (Protocol::Udp, 0)]);
-        let ports = held.reserve(&task, &[], &NONE).unwrap();
-        assert!(ports.iter().all(|port| port.published != 0));
-        assert_eq!(held.reserve(&task, &[], &NONE).unwrap(), ports, "asked again");
+        let ports = take(&held, &task, &[]).unwrap();
+        assert!(ports.iter().all(|held| held.port.published != 0));
+        assert_eq!(take(&held, &task, &[]).unwrap(), ports, "asked again");
         drop(held);
-        assert_eq!(
-            HostPorts::default().reserve(&task, &ports, &NONE).unwrap(),
-            ports,
-            "asked by another process"
-        );
+        assert_eq!(take(&HostPorts::default(), &task, &ports).unwrap(), ports, "asked by another process");
     }
 
     #[test]
@@ -263,19 +333,19 @@ mod tests {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let number = other.local_addr().unwrap().port();
         let held = HostPorts::default();
-        let free = held.reserve(&task("free", &[(Protocol::Udp, 0)]), &[], &NONE).unwrap()[0].published;
-        let refused = held.reserve(&task("t1", &[(Protocol::Tcp, number)]), &[], &NONE).unwrap_err();
+        let free = take(&held, &task("free", &[(Protocol::Udp, 0)]), &[]).unwrap()[0].port.published;
+        let refused = take(&held, &task("t1", &[(Protocol::Tcp, number)]), &[]).unwrap_err();
         let text = format!("host-mode port {number}/tcp is in use by another program on this node");
         assert_eq!(refused.to_string(), text);
         let both = task("t2", &[(Protocol::Udp, 0), (Protocol::Udp, free)]);
-        assert!(held.reserve(&both, &[], &NONE).is_err());
+        assert!(take(&held, &both, &[]).is_err());
         assert!(lock(&held.claims).len() == 1, "all or none");
     }
 
     #[test]
     fn the_routing_meshs_ports_are_not_chosen() {
         let odd = (1..u16::MAX).step_by(2).map(|port| (Protocol::Udp, port)).collect();
-        let held: Vec<_> = (0..8).map(|_| reserve(Protocol::Udp, 0, &odd).unwrap()).collect();
+        let held: Vec<_> = (0..8).map(|_| reserve(Protocol::Udp, 0, None, &odd).unwrap()).collect();
         assert!(held.iter().all(|(_, number)| number % 2 == 0));
     }
 
@@ -283,12 +353,14 @@ mod tests {
     fn ports_lead_where_the_task_serves() {
         let held = HostPorts::default();
         let task = task("t1", &[(Protocol::Tcp, 0)]);
-        let number = held.reserve(&task, &[], &NONE).unwrap()[0].published;
-        assert!(held.ways().is_empty() && held.is_as_asked(&task.id, false));
+        let number = take(&held, &task, &[]).unwrap()[0].port.published;
+        let id = task.id.as_str();
+        assert!(held.ways().is_empty() && held.is_as_asked(id, false));
         let addresses: [IpAddr; 2] = ["172.18.0.2", "fd00::2"].map(|address| address.parse().unwrap());
-        held.resume(&task, &[], addresses.into());
-        let way = addresses.map(|address| SocketAddr::new(address, 80)).into();
+        held.resume(id, &[], addresses.into());
+        let backends = addresses.map(|address| SocketAddr::new(address, 80)).into();
+        let way = HostPort { backends, bound: BTreeSet::new() };
         assert_eq!(held.ways(), Ways::from([((Protocol::Tcp, number), way)]));
-        assert!(held.is_as_asked(&task.id, true));
+        assert!(held.is_as_asked(id, true));
     }
 }

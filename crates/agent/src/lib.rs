@@ -9,7 +9,8 @@
 //!   how its container looks; `health` judges its probes.
 //! - `deposits` keeps the secrets and configs of tasks, `template` fills in placeholders.
 //! - `volumes` keeps directories that outlive containers.
-//! - `plain` keeps the containers of no service, `guests` asks the manager for their networks.
+//! - `plain` keeps the containers of no service, `guests` asks the manager for their networks, `local`
+//!   keeps networks that are this node's alone.
 //! - [`tables`] brings network tables into force in the right order.
 //! - `standing` says whether the node is to be sent traffic from outside.
 //! - `verify` looks at what kernel and resolver really hold, `drift` has what differs made anew.
@@ -32,6 +33,7 @@ mod guests;
 mod health;
 mod host_ports;
 mod link;
+mod local;
 mod logs;
 mod node;
 mod plain;
@@ -59,6 +61,8 @@ pub use config::{AgentConfig, Managers, Membership, RemoteManager};
 pub use enrol::{Enrolment, EnrolmentError, enrol};
 pub use error::{Error, Result};
 pub use health::{Health, HealthStatus};
+pub use host_ports::Binding;
+pub use local::{LocalDriver, LocalNetwork, LocalSpec};
 pub use plain::{ContainerEvent, NetworkMode, Place, PlainSpec, Restart, WaitFor};
 pub use reset::reset;
 pub use session::SessionState;

@@ -22,7 +22,8 @@ use tokio_util::task::TaskTracker;
 use crate::deposits::Deposits;
 use crate::drift::Drift;
 use crate::guests::Guests;
-use crate::host_ports::{self, HostPorts};
+use crate::host_ports::{self, Binding, HostPorts};
+use crate::local::Locals;
 use crate::plain::{PlainRecord, Plains};
 use crate::resolver::Resolver;
 use crate::sandbox::TASK_LABEL;
@@ -52,6 +53,7 @@ pub(crate) struct Node {
     pub deposits: Deposits,
     pub volumes: Volumes,
     pub plains: Plains,
+    pub locals: Locals,
     pub host_ports: Arc<HostPorts>,
     pub guests: Guests,
     pub membership: watch::Sender<Option<Membership>>,
@@ -101,6 +103,7 @@ impl Node {
             deposits: Deposits::default(),
             volumes: Volumes::new(std::mem::take(&mut stored.volumes), &config.data_dir),
             plains: Plains::default(),
+            locals: Locals::new(std::mem::take(&mut stored.networks)),
             host_ports: Arc::default(),
             guests: Guests::default(),
             membership: watch::Sender::new(stored.membership.clone()),
@@ -145,6 +148,7 @@ impl Node {
     ) -> Result<()> {
         let containers = self.runtime.containers().await?;
         self.plains.adopt(self, plains, &containers, rebuilt).await;
+        self.locals.begin(self);
         let found: HashMap<&ContainerId, &RuntimeContainer> =
             containers.iter().map(|container| (&container.config.id, container)).collect();
         let sandboxes: HashSet<String> = self.fabric.sandboxes().await?.into_iter().collect();
@@ -179,14 +183,12 @@ impl Node {
         Ok(())
     }
 
-    /// Ports that led to a task when the former process ended go on doing so, those of tasks that ended
+    /// Ports that led to a container when the former process ended go on doing so, those of tasks that ended
     /// meanwhile are closed.
     async fn resume_ports(&self, begun: &[(TaskRecord, Observed)]) {
-        let mut concerned =
-            begun.iter().filter(|(record, _)| host_ports::declared(&record.task).next().is_some()).peekable();
-        if concerned.peek().is_none() {
-            return;
-        }
+        self.plains.resume_ports(self).await;
+        let concerned =
+            begun.iter().filter(|(record, _)| host_ports::declared(&record.task).next().is_some());
         for (record, seen) in concerned.filter(|(record, _)| !record.progress.status.ports.is_empty()) {
             let serves = task::takes_connections(record, seen);
             let addresses = match self.fabric.sandbox(record.task.id.as_str()).await {
@@ -197,8 +199,8 @@ impl Node {
                     None
                 }
             };
-            let ports = &record.progress.status.ports;
-            self.host_ports.resume(&record.task, ports, addresses.unwrap_or_default());
+            let ports: Vec<Binding> = record.progress.status.ports.iter().map(Binding::from).collect();
+            self.host_ports.resume(record.task.id.as_str(), &ports, addresses.unwrap_or_default());
         }
         if let Err(error) = self.host_ports.apply(self).await {
             tracing::warn!(%error, "cannot bring the ports of single tasks into force yet");

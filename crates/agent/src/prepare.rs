@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use shoal_model::{ContainerSpec, DnsConfig, Healthcheck, NetworkId, Task};
+use std::sync::Arc;
+
+use shoal_model::{Attachment, ContainerSpec, DnsConfig, Healthcheck, NetworkId, NetworkTable, Task};
 use shoal_network::Sandbox;
 use shoal_resolver::resolv_conf::{self, ContainerFile, ResolvConf};
 use shoal_runtime::ContainerConfig;
@@ -139,16 +141,29 @@ pub(crate) async fn renew(node: &Node, tenant: Tenant<'_>) -> Result<()> {
 pub(crate) async fn make_sandbox(node: &Node, tenant: Tenant<'_>, file: &ContainerFile) -> Result<Sandbox> {
     let tables = node.tables.in_force().borrow().clone();
     let made = node.fabric.create_sandbox(&sandbox::config(tenant, &tables)).await?;
-    if !tenant.secluded {
+    if has_resolver(node, tenant) {
         serve(node, tenant, &made.path, file).await?;
+    } else {
+        node.resolver.forget(tenant.id).await?;
     }
     for link in &made.links {
         let table = link.network.as_ref().and_then(|network| tables.get(network));
-        if let Some(table) = table.filter(|table| !table.config.ingress) {
-            node.balancer.attach_answerer(&link.host_netns, &link.host_interface, table.config.vni)?;
+        let has_services = |table: &&Arc<NetworkTable>| !table.config.ingress && !table.config.is_local();
+        if let (Some(table), Some(end)) = (table.filter(has_services), &link.far_end) {
+            node.balancer.attach_answerer(&end.netns, &end.interface, table.config.vni)?;
         }
     }
     Ok(made)
+}
+
+/// The tenant asks the node's resolver: all do but those without any network, and those on the default one
+/// only.
+pub(crate) fn has_resolver(node: &Node, tenant: Tenant<'_>) -> bool {
+    let tables = node.tables.in_force().borrow().clone();
+    let is_default =
+        |at: &Attachment| tables.get(&at.network).is_some_and(|table| sandbox::is_default(table));
+    let only_default = !tenant.attachments.is_empty() && tenant.attachments.iter().all(is_default);
+    !tenant.secluded && !only_default
 }
 
 /// Names and virtual addresses of the tenant's networks, as they are now.
@@ -194,6 +209,17 @@ pub(crate) async fn resolv_conf(node: &Node, dns: &DnsConfig) -> Result<Containe
     }
     let parsed = ResolvConf::parse(&text);
     Ok(resolv_conf::container_file(&parsed, path, dns))
+}
+
+/// The same of a container on the default network only.
+pub(crate) async fn default_resolv_conf(node: &Node, dns: &DnsConfig) -> Result<String> {
+    let path = &node.config.resolv_conf;
+    let mut text = read(path).await?;
+    let stub = Path::new(resolv_conf::SYSTEMD_RESOLVED_FILE);
+    if ResolvConf::parse(&text).is_systemd_stub() && stub.exists() {
+        text = read(stub).await?;
+    }
+    Ok(resolv_conf::default_file(&text, dns))
 }
 
 /// A node without the file has no servers, like one with an empty file.

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::health::{self, Health, HealthStatus};
+use crate::host_ports::Binding;
 use crate::node::Node;
 use crate::prepare;
 use crate::sandbox::{self, Tenant};
@@ -171,10 +172,10 @@ impl Runner {
             return Ok(());
         }
         if task::is_dead(&self.record, &self.seen) {
-            return node.host_ports.release(&node, &id).await;
+            return node.host_ports.release(&node, id.as_str()).await;
         }
         let serves = task::takes_connections(&self.record, &self.seen);
-        if node.host_ports.is_as_asked(&id, serves) {
+        if node.host_ports.is_as_asked(id.as_str(), serves) {
             return Ok(());
         }
         let addresses = match serves {
@@ -187,7 +188,7 @@ impl Runner {
         if serves {
             self.reserve_ports()?;
         }
-        node.host_ports.lead(&node, &id, addresses).await
+        node.host_ports.lead(&node, id.as_str(), addresses).await
     }
 
     fn reserve_ports(&mut self) -> Result<()> {
@@ -196,7 +197,11 @@ impl Runner {
         let wanted = wanted.map(|port| Port { protocol: port.protocol, number: port.published });
         self.node.tables.give_up_ports(wanted);
         let status = &mut self.record.progress.status;
-        status.ports = self.node.host_ports.reserve(&self.record.task, &status.ports, &published)?;
+        let former: Vec<Binding> = status.ports.iter().map(Binding::from).collect();
+        let wanted = host_ports::declared(&self.record.task).map(Binding::from);
+        let owner = self.record.task.id.as_str();
+        let taken = self.node.host_ports.reserve(owner, wanted, &former, &published)?;
+        status.ports = taken.into_iter().map(|held| held.port).collect();
         Ok(())
     }
 
@@ -240,7 +245,7 @@ impl Runner {
         let serves = task::takes_connections(&self.record, &self.seen);
         let led = sandbox::uses_host(&self.record.task)
             || host_ports::declared(&self.record.task).next().is_none()
-            || self.node.host_ports.is_as_asked(&self.record.task.id, serves);
+            || self.node.host_ports.is_as_asked(self.record.task.id.as_str(), serves);
         let unfinished = running && (!led || !self.attached && self.seen.networks_ready);
         let left = left.into_iter().chain(unfinished.then_some(RETRY)).min();
         let timer = async {

@@ -10,6 +10,8 @@ use shoal_network::{SandboxAttachment, SandboxConfig};
 use shoal_resolver::feed::SandboxView;
 use shoal_resolver::resolv_conf::ContainerFile;
 
+use crate::local;
+
 type Networks = BTreeMap<NetworkId, Arc<NetworkTable>>;
 
 /// Who lives in a sandbox: a task or a plain container.
@@ -40,19 +42,30 @@ pub(crate) fn uses_host(task: &Task) -> bool {
     task.attachments.is_empty() && !task.spec.networks.is_empty()
 }
 
-/// The networks on which the tenant looks up names: all but the ingress network.
+/// The networks on which the tenant looks up names: all but the ingress network and the node's default one.
 fn named<'a>(
     tenant: Tenant<'a>,
     tables: &'a Networks,
 ) -> impl Iterator<Item = (&'a Attachment, &'a NetworkTable)> {
     let known = |attachment: &'a Attachment| Some((attachment, &**tables.get(&attachment.network)?));
-    tenant.attachments.iter().filter_map(known).filter(|(_, table)| !table.config.ingress)
+    tenant.attachments.iter().filter_map(known).filter(|(_, table)| has_names(table))
+}
+
+/// Names of the network resolve on it.
+pub(crate) fn has_names(table: &NetworkTable) -> bool {
+    !table.config.ingress && !is_default(table)
+}
+
+/// The node's default network (Docker's `bridge`).
+pub(crate) fn is_default(table: &NetworkTable) -> bool {
+    table.config.is_local() && table.config.name == local::DEFAULT
 }
 
 /// The namespace to build.
 pub(crate) fn config<'a>(tenant: impl Into<Tenant<'a>>, tables: &Networks) -> SandboxConfig {
     let tenant = tenant.into();
     let config = |network| tables.get(network).map(|table| &table.config);
+    let way_out = way_out(tenant, tables);
     let attachments = tenant.attachments.iter().map(|attachment| SandboxAttachment {
         network: attachment.network.clone(),
         ingress: config(&attachment.network).is_some_and(|config| config.ingress),
@@ -64,6 +77,10 @@ pub(crate) fn config<'a>(tenant: impl Into<Tenant<'a>>, tables: &Networks) -> Sa
             .map(|pool| pool.subnet)
             .collect(),
         mac: attachment.mac,
+        default_via: match &way_out {
+            Some((network, gateways)) if **network == attachment.network => gateways.clone(),
+            _ => Vec::new(),
+        },
     });
     SandboxConfig {
         id: tenant.id.to_owned(),
@@ -71,6 +88,20 @@ pub(crate) fn config<'a>(tenant: impl Into<Tenant<'a>>, tables: &Networks) -> Sa
         egress: !tenant.secluded && !is_internal(tenant, tables),
         sysctls: tenant.spec.sysctls.clone(),
     }
+}
+
+/// The network of this node alone that the tenant's way out leads over, and its gateways. Of several it is the
+/// first by name (Docker's order). None where the routing mesh has the way out.
+fn way_out<'a>(tenant: Tenant<'a>, tables: &'a Networks) -> Option<(&'a NetworkId, Vec<IpAddr>)> {
+    let joined = || tenant.attachments.iter().filter_map(|at| Some((at, tables.get(&at.network)?)));
+    if tenant.secluded || joined().any(|(_, table)| table.config.ingress) {
+        return None;
+    }
+    let leads_out = joined().filter(|(_, table)| table.config.is_local() && !table.config.internal);
+    let (attachment, table) = leads_out.min_by_key(|(_, table)| &table.config.name)?;
+    let usable = |gateway: &IpAddr| gateway.is_ipv4() || attachment.address_v6.is_some();
+    let gateways = table.config.pools.iter().filter_map(|pool| pool.gateway).filter(usable);
+    Some((&attachment.network, gateways.collect()))
 }
 
 /// No network of the tenant leads out of the cluster.

@@ -234,14 +234,14 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
         .max_decoding_message_size(MAX_FRAME_BYTES)
         .max_encoding_message_size(MAX_FRAME_BYTES);
     let (outbox, frames) = mpsc::channel(OUTBOX);
-    let held = node.tables().in_force().borrow().clone();
+    let held = of_cluster(&node.tables().in_force().borrow());
     // Before the description is made, so that no change is missed.
     let mut own_network = node.own_network();
     own_network.mark_unchanged();
     let mut ports_held = node.tables().ports_held();
     ports_held.mark_unchanged();
     // A table on its way into force counts for nothing, but who does not want it any more has to say so.
-    let underway = node.tables().wanted().into_iter().filter(|network| !held.contains_key(network));
+    let underway = node.tables().of_cluster().into_iter().filter(|network| !held.contains_key(network));
     let underway = underway.map(|network| TableAck::new(&network, TableVersion::default()));
     let in_force = held.values().map(|table| TableAck::new(&table.network, table.version));
     let hello = Hello {
@@ -274,6 +274,12 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
     Ok(Session { node, outbox, inbox, heartbeat, logs, own_network, ports_held, renewal, issuer, told })
 }
 
+/// The tables that a manager knows of.
+fn of_cluster(in_force: &InForce) -> BTreeMap<NetworkId, Arc<NetworkTable>> {
+    let known = in_force.iter().filter(|(_, table)| !table.config.is_local());
+    known.map(|(network, table)| (network.clone(), table.clone())).collect()
+}
+
 impl<H: Host> Session<H> {
     /// Until the manager ends it.
     async fn converse(&mut self, member: &mut Membership) -> Result<(), Ended> {
@@ -304,7 +310,7 @@ impl<H: Host> Session<H> {
                 }
                 changed = in_force.changed() => {
                     changed.map_err(|_| Ended::Closed)?;
-                    let tables = in_force.borrow_and_update().clone();
+                    let tables = of_cluster(&in_force.borrow_and_update());
                     self.acknowledge(&tables).await?;
                 }
                 changed = ports_held.changed() => {
@@ -433,7 +439,7 @@ impl<H: Host> Session<H> {
         self.send(Up::Guests(GuestStatement { generation: statement.generation, wanted })).await
     }
 
-    async fn acknowledge(&mut self, tables: &InForce) -> Result<(), Ended> {
+    async fn acknowledge(&mut self, tables: &BTreeMap<NetworkId, Arc<NetworkTable>>) -> Result<(), Ended> {
         self.told.retain(|network, _| tables.contains_key(network));
         for (network, table) in tables.iter() {
             if self.told.insert(network.clone(), table.version) != Some(table.version) {

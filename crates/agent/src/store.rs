@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_model::{ContainerId, NetworkId, NetworkTable, Task, TaskId};
 
+use crate::local::LocalNetwork;
 use crate::plain::PlainRecord;
 use crate::task::Progress;
 use crate::volumes::Volume;
@@ -25,6 +26,7 @@ const TASKS: Rows = TableDefinition::new("tasks");
 const TABLES: Rows = TableDefinition::new("tables");
 const CONTAINERS: Rows = TableDefinition::new("containers");
 const VOLUMES: Rows = TableDefinition::new("volumes");
+const NETWORKS: Rows = TableDefinition::new("networks");
 
 /// One task as this node has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,8 @@ pub(crate) struct Stored {
     /// Containers of no task.
     pub containers: Vec<PlainRecord>,
     pub volumes: Vec<Volume>,
+    /// Networks of this node alone.
+    pub networks: Vec<LocalNetwork>,
     /// The file could not be read, and this is a new one.
     pub rebuilt: bool,
 }
@@ -102,6 +106,7 @@ impl NodeStore {
             tables: store.all(TABLES)?,
             containers: store.all(CONTAINERS)?,
             volumes: store.all(VOLUMES)?,
+            networks: store.all(NETWORKS)?,
             rebuilt: false,
         };
         Ok((store, stored))
@@ -115,6 +120,7 @@ impl NodeStore {
             write.open_table(TABLES)?;
             write.open_table(CONTAINERS)?;
             write.open_table(VOLUMES)?;
+            write.open_table(NETWORKS)?;
             let mut meta = write.open_table(META)?;
             let known = meta.get("schema")?.and_then(|value| serde_json::from_slice(value.value()).ok());
             match known {
@@ -192,6 +198,14 @@ impl NodeStore {
 
     pub(crate) async fn remove_volume(&self, name: &str) -> Result<()> {
         self.remove(VOLUMES, name).await
+    }
+
+    pub(crate) async fn put_network(&self, network: &LocalNetwork) -> Result<()> {
+        self.put(NETWORKS, network.id.as_str(), network).await
+    }
+
+    pub(crate) async fn remove_network(&self, id: &NetworkId) -> Result<()> {
+        self.remove(NETWORKS, id.as_str()).await
     }
 
     /// Forgets the cluster: membership, assignments, tables.

@@ -66,6 +66,7 @@ pub(crate) fn table(network: &str, revision: u64) -> NetworkTable {
             ingress: false,
             mtu: None,
             data_path_port: 4789,
+            driver: Default::default(),
             shown: Default::default(),
         },
         services: BTreeMap::new(),

@@ -124,7 +124,13 @@ pub(crate) async fn report(node: &Node) -> Result<NodeReport> {
         node.drift.hurry();
     }
     let counts = node.drift.counts();
-    let tables = reports.into_iter().map(|report| {
+    let locals: BTreeSet<NetworkId> = node.locals.all().into_iter().map(|network| network.id).collect();
+    let is_local = |finding: &Finding| match &finding.place {
+        Place::Network(network) => locals.contains(network),
+        _ => true,
+    };
+    // A manager knows nothing of networks of this node alone.
+    let tables = reports.into_iter().filter(|report| !locals.contains(&report.network)).map(|report| {
         let (found, repaired) = node.drift.of_network(&report.network);
         let place = Place::Network(report.network.clone());
         let differences = texts(&findings, |finding| finding.place == place);
@@ -133,7 +139,7 @@ pub(crate) async fn report(node: &Node) -> Result<NodeReport> {
     Ok(NodeReport {
         node: node.membership().map(|member| member.node),
         tables: tables.collect(),
-        differences: texts(&findings, |finding| !matches!(finding.place, Place::Network(_))),
+        differences: texts(&findings, is_local),
         drift: counts,
         taken_ports: node.tables.ports_held().borrow().taken.clone(),
     })

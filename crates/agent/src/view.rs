@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use shoal_model::{Attachment, ContainerId, Healthcheck, NetworkTable, PortConfig, TaskId};
+use shoal_model::{Attachment, ContainerId, Healthcheck, NetworkTable, TaskId};
 
 use crate::health::Health;
+use crate::host_ports::Binding;
 use crate::plain::PlainSpec;
 
 /// A container and what the agent knows of it beyond the runtime.
@@ -18,7 +19,7 @@ pub struct ContainerView {
     pub plain: Option<PlainView>,
     pub networks: Vec<ContainerNetwork>,
     /// Ports of the node that lead to it alone.
-    pub ports: Vec<PortConfig>,
+    pub ports: Vec<Binding>,
     /// `None` without a health check.
     pub health: Option<Health>,
     /// The health check in force, every default filled in.
@@ -51,6 +52,8 @@ pub struct ContainerNetwork {
     pub name: String,
     pub attachment: Attachment,
     pub gateway: Option<IpAddr>,
+    /// The gateway leads out of the network.
+    pub leads_out: bool,
 }
 
 /// A network of the cluster that this node has the table of, and this node's containers on it.

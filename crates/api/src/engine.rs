@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use shoal_agent::{Agent, NodeNetwork};
+use shoal_agent::{Agent, LocalSpec, NodeNetwork};
 use shoal_manager::{ControlError, Manager};
-use shoal_model::{Availability, ClusterSpec, Network, NodeId};
+use shoal_model::{Availability, ClusterSpec, Network, NetworkId, NodeId};
 
 use crate::error::{A_WORKER, ApiError, NOT_A_MANAGER, Result};
 use crate::events::EventLog;
@@ -28,6 +28,22 @@ pub trait Swarm: Send + Sync {
     /// The cluster's networks that this node has a part in: what a worker can tell of them.
     fn networks_here(&self) -> Vec<NodeNetwork> {
         Vec::new()
+    }
+
+    /// The networks that are this node's alone.
+    fn local_networks(&self) -> Vec<NodeNetwork> {
+        Vec::new()
+    }
+
+    /// Makes a network of this node alone.
+    async fn create_local_network(&self, spec: LocalSpec) -> Result<NetworkId, shoal_agent::Error> {
+        let _ = spec;
+        Err(shoal_agent::Error::Closed)
+    }
+
+    /// Removes a network of this node alone that nobody is on.
+    async fn remove_local_network(&self, id: &NetworkId) -> Result<(), shoal_agent::Error> {
+        Err(shoal_agent::Error::NoSuchNetwork(id.to_string()))
     }
 
     /// Makes this node the first manager of a new cluster. Errors are shown to the user as they are,

@@ -122,6 +122,21 @@ impl From<shoal_agent::Error> for ApiError {
                 "doing this to a service's container is",
                 "change the service, which replaces its containers",
             ),
+            shoal_agent::Error::NetworkExists(_) => Self::conflict(error.to_string()),
+            shoal_agent::Error::NetworkOption(_)
+            | shoal_agent::Error::AddressOutside(_)
+            | shoal_agent::Error::SharesNetwork
+            | shoal_agent::Error::NoPool => Self::bad_request(error.to_string()),
+            shoal_agent::Error::NetworkRefused(_)
+            | shoal_agent::Error::NetworkInUse { .. }
+            | shoal_agent::Error::AddressInUse
+            | shoal_agent::Error::AlreadyAttached { .. } => Self::forbidden(error.to_string()),
+            shoal_agent::Error::NoAddress => Self::unavailable(error.to_string()),
+            // Docker answers 500 to these two.
+            shoal_agent::Error::PortAllocated { .. } | shoal_agent::Error::OtherNotRunning(_) => {
+                Self::conflict(error.to_string())
+            }
+            shoal_agent::Error::NotAttachedTo { .. } => Self::not_found(error.to_string()),
             shoal_agent::Error::NoSuchNetwork(_) => Self::not_found(error.to_string()),
             shoal_agent::Error::NoManager(_) => Self::unavailable(error.to_string()),
             // Docker answers 500 to all of these.

@@ -47,6 +47,7 @@ fn config(state: &State, network: &Network) -> Option<TableConfig> {
         ingress: network.spec.ingress,
         mtu,
         data_path_port: data_path_port.unwrap_or_default(),
+        driver: Default::default(),
         shown: Shown {
             created: Some(network.meta.created),
             attachable: network.spec.attachable,

@@ -15,6 +15,7 @@ mod id;
 mod log;
 mod name;
 mod object;
+mod pool;
 mod spec;
 mod table;
 mod task;
@@ -37,10 +38,11 @@ pub use object::{
     NodeCondition, NodeDescription, NodeStatus, Object, ObjectKey, Resting, Service, ServiceEndpoint, Task,
     VirtualIp,
 };
+pub use pool::{AddressPool, check_pool};
 pub use spec::*;
 pub use table::{
-    Changes, EndpointEntry, NetworkTable, NodeEntry, ServiceEntry, Shown, TableConfig, TableDelta,
-    TableMismatch, TableVersion,
+    BridgeConfig, Changes, Driver, EndpointEntry, MacvlanConfig, MacvlanMode, NetworkTable, NodeEntry,
+    ServiceEntry, Shown, TableConfig, TableDelta, TableMismatch, TableVersion,
 };
 pub use task::{ContainerStatus, TaskState, TaskStatus};
 pub use update::{Place, UpdateState, UpdateStatus};

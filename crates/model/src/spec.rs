@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{DepositReference, NetworkId};
+use crate::{AddressPool, DepositReference, NetworkId};
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -479,25 +479,6 @@ pub enum NetworkDriver {
     Overlay,
     /// The node's own network stack.
     Host,
-}
-
-/// One subnet of a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AddressPool {
-    pub subnet: IpNet,
-    pub gateway: Option<IpAddr>,
-    /// Addresses are taken from this part of the subnet only.
-    pub range: Option<IpNet>,
-    /// Addresses that are somebody else's, by the user's names for them: never given out.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub reserved: BTreeMap<String, IpAddr>,
-}
-
-impl AddressPool {
-    /// A subnet of which nothing more is said.
-    pub fn new(subnet: IpNet) -> Self {
-        Self { subnet, gateway: None, range: None, reserved: BTreeMap::new() }
-    }
 }
 
 // === nodes and cluster ===

@@ -56,7 +56,74 @@ pub struct TableConfig {
     /// UDP port of the VXLAN data path.
     pub data_path_port: u16,
     #[serde(default)]
+    pub driver: Driver,
+    #[serde(default)]
     pub shown: Shown,
+}
+
+impl TableConfig {
+    /// The network is its node's alone: no manager knows of it.
+    pub fn is_local(&self) -> bool {
+        self.driver != Driver::Overlay
+    }
+}
+
+/// What a network is made of on a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// Tunnels between the nodes.
+    #[default]
+    Overlay,
+    Bridge(BridgeConfig),
+    Macvlan(MacvlanConfig),
+}
+
+/// A bridge on the node, which is the containers' gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeConfig {
+    /// The bridge's name on the node.
+    pub link: String,
+    /// Its containers reach each other.
+    pub open: bool,
+    /// What leaves the node carries the node's own address.
+    pub masquerade: bool,
+}
+
+/// Interfaces with link addresses of their own, on one of the node's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MacvlanConfig {
+    /// The node's interface; `None`: the network leads nowhere.
+    pub parent: Option<String>,
+    pub mode: MacvlanMode,
+}
+
+/// Whom the interfaces on one parent reach (`ip-link(8)`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MacvlanMode {
+    /// Each other, too.
+    #[default]
+    Bridge,
+    /// Not each other.
+    Private,
+    /// Each other by the switch outside, if it sends frames back.
+    Vepa,
+    /// There is one interface only, and it has the parent to itself.
+    Passthru,
+}
+
+impl MacvlanMode {
+    pub const ALL: [Self; 4] = [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Private => "private",
+            Self::Vepa => "vepa",
+            Self::Passthru => "passthru",
+        }
+    }
 }
 
 /// What a node shows of a network beyond what it must build.

@@ -26,6 +26,9 @@ pub enum Error {
     /// The network's table must be applied before a sandbox can be attached to it.
     #[error("network {0} is not set up on this node")]
     NetworkNotApplied(NetworkId),
+    /// The interface that a macvlan network is on is not there.
+    #[error("no interface {0} on this node")]
+    NoParent(String),
     /// The table lacks something the node needs from it.
     #[error("network {network}: {what}")]
     InvalidTable { network: NetworkId, what: String },

@@ -108,6 +108,9 @@ impl Fabric {
     async fn reconcile(&self, table: &NetworkTable, prune: bool) -> Result<()> {
         let inner = &*self.inner;
         let mut state = inner.state.lock().await;
+        if table.config.is_local() {
+            return inner.ensure_local(&mut state, table).await;
+        }
         let (node, underlay) = state.node.clone().ok_or(Error::NoNode)?;
         let mtu = Size::of(&table.config).within(inner.underlay_mtu(underlay).await?);
         let mut tables = inner.tables.lock().await;
@@ -145,6 +148,10 @@ impl Fabric {
             state.ingress = None;
             failures.note(ingress::remove(&inner.netlink, &mut *inner.tables.lock().await).await);
         }
+        if let Some(link) = found.locals.get(network) {
+            failures.note(inner.remove_local(&mut state, network, link).await);
+        }
+        state.locals.remove(network);
         state.overlays.remove(network);
         state.doubted.remove(network);
         if let Some(Some(namespace)) = found.overlays.get(network) {
@@ -178,7 +185,8 @@ impl Fabric {
         let wanted = ports::host_elements(ports);
         let plan = |held: &Held| ports::plan(&wanted, held);
         let edits = self.inner.tables.lock().await.edit(&ports::HOST_SETS, plan).await?;
-        self.redirect(&ports::changed(&edits), |port| ports.get(&port).cloned().unwrap_or_default()).await
+        let backends = |port| ports.get(&port).map(|port| port.backends.clone()).unwrap_or_default();
+        self.redirect(&ports::changed(&edits), backends).await
     }
 
     /// Forgets the tracked flows to these ports of this node that lead anywhere but to a current
@@ -257,6 +265,9 @@ impl Fabric {
         let inner = &*self.inner;
         let (overlay, ingress) = {
             let state = inner.state.lock().await;
+            if state.locals.contains_key(network) {
+                return Ok(FabricState::default());
+            }
             let ingress = state.ingress.clone().filter(|ingress| ingress.network == *network);
             (state.overlays.get(network).cloned(), ingress)
         };
@@ -283,7 +294,7 @@ impl Fabric {
         for id in found.sandboxes.keys().filter(|id| !keep_sandboxes.contains(*id)) {
             failures.note(self.remove_sandbox(id).await);
         }
-        for network in found.overlays.keys().chain(&found.ingress) {
+        for network in found.overlays.keys().chain(&found.ingress).chain(found.locals.keys()) {
             if !keep_networks.contains(network) {
                 failures.note(self.remove_network(network).await);
             }

@@ -122,7 +122,10 @@ async fn read_mtus(netlink: Netlink) -> Result<BTreeMap<IpAddr, u32>> {
 
 async fn read_own_network(netlink: Netlink) -> Result<OwnNetwork> {
     let links = netlink.links().await?;
-    let passed_over = |link: &&crate::link::Link| link.name == "lo" || owner::is_node_link(&link.name);
+    let is_ours = |link: &crate::link::Link| {
+        owner::is_node_link(&link.name) || owner::is_some_nodes(link.alias.as_deref())
+    };
+    let passed_over = |link: &&crate::link::Link| link.name == "lo" || is_ours(link);
     let ours: BTreeSet<u32> = links.iter().filter(passed_over).map(|link| link.index).collect();
     let mut routes = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {

@@ -78,7 +78,7 @@ impl Gateway {
         if let Some(link) = &found {
             owner::check(tag, GATEWAY, link.alias.as_deref())?;
         } else {
-            netlink.add_link(link::bridge(GATEWAY, bridge_mac(tag, "gateway"), mtu), GATEWAY).await?;
+            netlink.add_link(link::bridge(GATEWAY, Some(bridge_mac(tag, "gateway")), mtu), GATEWAY).await?;
         }
         let index = netlink.index(GATEWAY).await?;
         let alias = LinkAttribute::IfAlias(node_alias(tag, "gateway"));

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+mod bridge;
 mod conntrack;
 mod error;
 mod fabric;
@@ -14,6 +15,8 @@ mod follow;
 mod gateway;
 mod ingress;
 mod link;
+mod local;
+mod macvlan;
 mod membership;
 mod mtu;
 mod neighbour;
@@ -36,6 +39,6 @@ mod types;
 pub use error::{Error, Result};
 pub use fabric::{Fabric, reset};
 pub use types::{
-    FabricState, HostPorts, NetworkConfig, OwnNetwork, Ports, PublishedPort, Remote, Sandbox,
-    SandboxAttachment, SandboxConfig, SandboxLink,
+    FabricState, FarEnd, HostPort, HostPorts, NetworkConfig, OwnNetwork, Ports, PublishedPort, Remote,
+    Sandbox, SandboxAttachment, SandboxConfig, SandboxLink,
 };

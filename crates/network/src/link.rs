@@ -4,10 +4,10 @@ use std::net::Ipv4Addr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth,
+    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
 };
-use shoal_model::MacAddr;
+use shoal_model::{MacAddr, MacvlanMode};
 
 use crate::netns::Namespace;
 
@@ -85,11 +85,11 @@ fn message(name: &str, mac: Option<MacAddr>, mtu: u32, kind: InfoKind, data: Inf
     message
 }
 
-/// A bridge that is up.
-pub(crate) fn bridge(name: &str, mac: MacAddr, mtu: u32) -> LinkMessage {
+/// A bridge that is up. One that was given an address has no carrier as long as it has no port.
+pub(crate) fn bridge(name: &str, mac: Option<MacAddr>, mtu: u32) -> LinkMessage {
     // Group membership is not tracked: there is no querier, and floods are decided port by port.
     let settings = vec![InfoBridge::MulticastSnooping(false)];
-    message(name, Some(mac), mtu, InfoKind::Bridge, InfoData::Bridge(settings))
+    message(name, mac, mtu, InfoKind::Bridge, InfoData::Bridge(settings))
 }
 
 /// A VXLAN link that knows no default destination and learns nothing. Requested from the node's own
@@ -102,6 +102,28 @@ pub(crate) fn vxlan(name: &str, mac: Option<MacAddr>, mtu: u32, tunnel: Tunnel) 
         InfoVxlan::Learning(false),
     ];
     message(name, mac, mtu, InfoKind::Vxlan, InfoData::Vxlan(settings))
+}
+
+/// An interface with a link address of its own on another one, put into a sandbox.
+pub(crate) fn macvlan(
+    name: &str,
+    mac: Option<MacAddr>,
+    mtu: u32,
+    parent: u32,
+    mode: MacvlanMode,
+    namespace: &Namespace,
+) -> LinkMessage {
+    let mode = match mode {
+        MacvlanMode::Bridge => MacVlanMode::Bridge,
+        MacvlanMode::Private => MacVlanMode::Private,
+        MacvlanMode::Vepa => MacVlanMode::Vepa,
+        MacvlanMode::Passthru => MacVlanMode::Passthrough,
+    };
+    let data = InfoData::MacVlan(vec![InfoMacVlan::Mode(mode)]);
+    let mut message = message(name, mac, mtu, InfoKind::MacVlan, data);
+    message.attributes.push(LinkAttribute::Link(parent));
+    message.attributes.push(LinkAttribute::NetNsFd(namespace.fd()));
+    message
 }
 
 /// One end of a pair of links.

@@ -172,10 +172,14 @@ fn layout(set: Set) -> (&'static [Part], &'static [Part]) {
         Set::Refused => (&[Family, Protocol, Port], &[]),
         Set::BySource => (&[Protocol, Port, Number(4)], &[Address, Port]),
         Set::BySourceV6 => (&[Protocol, Port, Number(4)], &[AddressV6, Port]),
-        Set::Bound | Set::Restricted => (&[Protocol, Port], &[]),
-        Set::BoundAddresses | Set::Clients => (&[Protocol, Port, Address], &[]),
-        Set::BoundAddressesV6 | Set::ClientsV6 => (&[Protocol, Port, AddressV6], &[]),
+        Set::HostBound | Set::Bound | Set::Restricted => (&[Protocol, Port], &[]),
+        Set::HostBoundAddresses | Set::BoundAddresses | Set::Clients => (&[Protocol, Port, Address], &[]),
+        Set::HostBoundAddressesV6 | Set::BoundAddressesV6 | Set::ClientsV6 => {
+            (&[Protocol, Port, AddressV6], &[])
+        }
         Set::BoundLinks => (&[Protocol, Port, Link], &[]),
+        Set::Bridges | Set::Masqueraded | Set::Internal => (&[Link], &[]),
+        Set::Open => (&[Link, Link], &[]),
     }
 }
 

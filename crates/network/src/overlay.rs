@@ -148,7 +148,7 @@ async fn ensure_bridge(netlink: &Netlink, found: Option<&Link>, wanted: &Bluepri
         Some(link) => link.index,
         None => {
             let mac = bridge_mac(wanted.tag, wanted.network);
-            netlink.add_link(link::bridge(BRIDGE, mac, wanted.mtu), BRIDGE).await?;
+            netlink.add_link(link::bridge(BRIDGE, Some(mac), wanted.mtu), BRIDGE).await?;
             netlink.index(BRIDGE).await?
         }
     };

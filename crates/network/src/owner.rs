@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use shoal_model::{MacAddr, NetworkId};
 
+use crate::types::FarEnd;
 use crate::{Error, Result, SandboxLink};
 
 /// The gateway bridge.
@@ -20,6 +21,23 @@ pub(crate) const INGRESS_TUNNEL: &str = "shoal-ingvx";
 pub(crate) fn is_node_link(name: &str) -> bool {
     [GATEWAY, INGRESS, INGRESS_TUNNEL].contains(&name)
 }
+
+/// The link belongs to some node of this machine.
+pub(crate) fn is_some_nodes(alias: Option<&str>) -> bool {
+    alias.is_some_and(|alias| alias.starts_with("shoal/"))
+}
+
+/// What the alias of a link of a network of this node alone says beside the tag.
+pub(crate) fn local_link(network: &NetworkId) -> String {
+    format!("{LOCAL_PREFIX}{network}")
+}
+
+/// The inverse.
+pub(crate) fn parse_local_link(what: &str) -> Option<NetworkId> {
+    what.strip_prefix(LOCAL_PREFIX).map(NetworkId::new)
+}
+
+const LOCAL_PREFIX: &str = "local/";
 
 /// The name of an overlay's namespace.
 pub(crate) fn netns_name(network: &NetworkId) -> String {
@@ -100,8 +118,7 @@ pub(crate) fn parse_sandbox_alias(
     let link = SandboxLink {
         network: (network != "-").then(|| NetworkId::new(network)),
         interface: interface.to_owned(),
-        host_netns: host_netns.to_owned(),
-        host_interface: host_interface.to_owned(),
+        far_end: Some(FarEnd { netns: host_netns.to_owned(), interface: host_interface.to_owned() }),
         address: v4.parse().ok(),
         address_v6: v6.parse().ok(),
     };
@@ -127,20 +144,20 @@ mod tests {
         let link = SandboxLink {
             network: Some("n1".into()),
             interface: "eth0".to_owned(),
-            host_netns: "/run/x".into(),
-            host_interface: host_interface("task", 0),
+            far_end: Some(FarEnd { netns: "/run/x".into(), interface: host_interface("task", 0) }),
             address: "10.0.1.3/24".parse().ok(),
             address_v6: "fd00::3/64".parse().ok(),
         };
         let alias = sandbox_alias("0a0b0c0d", "task", &link);
-        let parsed = parse_sandbox_alias("0a0b0c0d", &alias, Path::new("/run/x"), &link.host_interface);
+        let outer = host_interface("task", 0);
+        let parsed = parse_sandbox_alias("0a0b0c0d", &alias, Path::new("/run/x"), &outer);
         assert_eq!(parsed, Some(("task".to_owned(), link.clone())));
         assert_eq!(parse_sandbox_alias("ffffffff", &alias, Path::new("/"), "x"), None);
         assert_eq!(parse_node_alias("0a0b0c0d", &alias), None);
 
         let gateway = SandboxLink { network: None, address: None, address_v6: None, ..link };
         let alias = sandbox_alias("0a0b0c0d", "task", &gateway);
-        let parsed = parse_sandbox_alias("0a0b0c0d", &alias, Path::new("/run/x"), &gateway.host_interface);
+        let parsed = parse_sandbox_alias("0a0b0c0d", &alias, Path::new("/run/x"), &outer);
         assert_eq!(parsed, Some(("task".to_owned(), gateway)));
     }
 

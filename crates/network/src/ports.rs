@@ -135,15 +135,25 @@ fn admit(held: &mut Held, port: (Protocol, u16), admission: &Admission) {
 }
 
 /// The sets that hold the ports of single containers (`mode=host`).
-pub(crate) const HOST_SETS: [Set; 2] = [Set::HostPorts, Set::HostPortsV6];
+pub(crate) const HOST_SETS: [Set; 5] =
+    [Set::HostPorts, Set::HostPortsV6, Set::HostBound, Set::HostBoundAddresses, Set::HostBoundAddressesV6];
 
 /// The elements for them.
 pub(crate) fn host_elements(ports: &HostPorts) -> Held {
     let mut held: Held = HOST_SETS.into_iter().map(|set| (set, Elements::new())).collect();
-    for (&port, addresses) in ports {
-        for address in addresses {
+    for (&port, led) in ports {
+        let port = key(port);
+        let mut put = |set, key, value| held.entry(set).or_default().insert(key, value);
+        for address in &led.backends {
             let set = if address.is_ipv4() { Set::HostPorts } else { Set::HostPortsV6 };
-            held.entry(set).or_default().insert(key(port), value(address));
+            put(set, port.clone(), value(address));
+        }
+        if !led.bound.is_empty() {
+            put(Set::HostBound, port.clone(), String::new());
+        }
+        for address in &led.bound {
+            let set = if address.is_ipv4() { Set::HostBoundAddresses } else { Set::HostBoundAddressesV6 };
+            put(set, format!("{port} . {address}"), String::new());
         }
     }
     held

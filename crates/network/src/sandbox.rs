@@ -1,4 +1,5 @@
-//! The interfaces of a sandbox: pairs of links, one end inside, the other a port of a bridge outside.
+//! The interfaces of a sandbox: pairs of links, one end inside, the other a port of a bridge outside; or
+//! parts of an interface of the node.
 
 use std::net::IpAddr;
 
@@ -7,11 +8,12 @@ use netlink_packet_route::link::{InfoBridgePort, LinkAttribute};
 use shoal_model::{MacAddr, NetworkId};
 
 use crate::link::{self, End};
+use crate::macvlan::Macvlan;
 use crate::neighbour::Entry;
 use crate::netlink::{self, Netlink, Route};
 use crate::netns::Namespace;
 use crate::owner::{host_interface, sandbox_alias};
-use crate::{Result, SandboxLink, sysctl};
+use crate::{FarEnd, Result, SandboxLink, sysctl};
 
 /// One interface to be made.
 pub(crate) struct Interface<'a> {
@@ -26,7 +28,15 @@ pub(crate) struct Interface<'a> {
     pub(crate) subnets: &'a [IpNet],
     /// The ways out, one for each version of IP at most.
     pub(crate) default_via: Vec<IpAddr>,
-    pub(crate) outside: Outside<'a>,
+    pub(crate) wire: Wire<'a>,
+}
+
+/// What an interface is.
+pub(crate) enum Wire<'a> {
+    /// One end of a pair.
+    Pair(Outside<'a>),
+    /// A part of an interface in the namespace of that socket.
+    Part(&'a Macvlan, &'a Netlink),
 }
 
 /// The bridge that an interface is plugged into.
@@ -66,11 +76,17 @@ impl Interface<'_> {
 
     /// What the interface will be known as.
     pub(crate) fn describe(&self, sandbox: &str) -> SandboxLink {
+        let far_end = match &self.wire {
+            Wire::Pair(outside) => Some(FarEnd {
+                netns: outside.namespace.path().to_owned(),
+                interface: host_interface(sandbox, self.position),
+            }),
+            Wire::Part(..) => None,
+        };
         SandboxLink {
             network: self.network.cloned(),
             interface: self.name(),
-            host_netns: self.outside.namespace.path().to_owned(),
-            host_interface: host_interface(sandbox, self.position),
+            far_end,
             address: Some(self.address),
             address_v6: self.address_v6,
         }
@@ -85,7 +101,12 @@ impl Interface<'_> {
         inside: &Netlink,
     ) -> Result<SandboxLink> {
         let link = self.describe(sandbox);
-        self.ensure_pair(tag, sandbox, namespace, inside, &link).await?;
+        match &self.wire {
+            Wire::Pair(outside) => self.ensure_pair(tag, sandbox, namespace, inside, outside, &link).await?,
+            Wire::Part(macvlan, node) => {
+                self.ensure_part(tag, sandbox, namespace, inside, macvlan, node, &link).await?;
+            }
+        }
         let name = self.name();
         let index = inside.index(&name).await?;
         let (device, without_v6) = (name.clone(), self.address_v6.is_none());
@@ -133,6 +154,29 @@ impl Interface<'_> {
         others.map(|subnet| way(subnet.trunc(), None)).chain(out).collect()
     }
 
+    /// It exists, and is the one that belongs there.
+    #[expect(clippy::too_many_arguments)]
+    async fn ensure_part(
+        &self,
+        tag: &str,
+        sandbox: &str,
+        namespace: &Namespace,
+        inside: &Netlink,
+        macvlan: &Macvlan,
+        node: &Netlink,
+        link: &SandboxLink,
+    ) -> Result<()> {
+        let alias = sandbox_alias(tag, sandbox, link);
+        let found = inside.link(&link.interface).await?;
+        let is_its = found.is_some_and(|found| {
+            found.alias.as_deref() == Some(&alias) && (self.mac.is_none() || found.mac == self.mac)
+        });
+        if is_its {
+            return Ok(());
+        }
+        macvlan.add_interface(node, namespace, &link.interface, self.mac, alias).await
+    }
+
     /// Both ends exist, belong together, and the outer one is a port of its bridge.
     async fn ensure_pair(
         &self,
@@ -140,16 +184,17 @@ impl Interface<'_> {
         sandbox: &str,
         namespace: &Namespace,
         inside: &Netlink,
+        bridge: &Outside<'_>,
         link: &SandboxLink,
     ) -> Result<()> {
-        let outside = self.outside.netlink;
-        let (inner, outer) = (&link.interface, &link.host_interface);
+        let outside = bridge.netlink;
+        let (inner, outer) = (&link.interface, &host_interface(sandbox, self.position));
         let alias = sandbox_alias(tag, sandbox, link);
         let inner_found = inside.link(inner).await?;
         let outer_found = outside.link(outer).await?;
         if let (Some(inner), Some(outer)) = (&inner_found, &outer_found) {
             let same_mac = self.mac.is_none() || inner.mac == self.mac;
-            let plugged = outer.controller == Some(self.outside.bridge);
+            let plugged = outer.controller == Some(bridge.bridge);
             if same_mac && plugged && outer.alias.as_deref() == Some(&alias) {
                 if let Some(mac) = self.mac {
                     outside.put_entry(Entry::Port { index: outer.index, mac }).await?;
@@ -161,17 +206,17 @@ impl Interface<'_> {
         inside.remove_link(inner).await?;
         let pair = link::veth(
             &End { name: outer, mac: None },
-            self.outside.bridge,
+            bridge.bridge,
             &End { name: inner, mac: self.mac },
             namespace,
-            self.outside.mtu,
+            bridge.mtu,
         );
         outside.add_link(pair, outer).await?;
         let index = outside.index(outer).await?;
         // The address behind the port is known, so nothing needs to be learned or flooded to it.
         let mut settings = vec![
-            InfoBridgePort::Isolated(self.outside.ports == Ports::Isolated),
-            InfoBridgePort::HairpinMode(self.outside.ports == Ports::Filtered),
+            InfoBridgePort::Isolated(bridge.ports == Ports::Isolated),
+            InfoBridgePort::HairpinMode(bridge.ports == Ports::Filtered),
         ];
         if let Some(mac) = self.mac {
             settings.extend([InfoBridgePort::Learning(false), InfoBridgePort::UnicastFlood(false)]);
@@ -180,7 +225,7 @@ impl Interface<'_> {
         outside.change_link(index, vec![link::port(settings)], outer).await?;
         let device = outer.clone();
         let quiet = move || sysctl::set_if_present(&format!("ipv6/conf/{device}/disable_ipv6"), "1");
-        self.outside.namespace.run(quiet).await?;
+        bridge.namespace.run(quiet).await?;
         // Last: a link with its alias is complete.
         outside.change_link(index, vec![LinkAttribute::IfAlias(alias)], outer).await
     }

@@ -8,6 +8,7 @@ use shoal_model::{NetworkId, NodeId};
 
 use crate::gateway::Gateway;
 use crate::ingress::Ingress;
+use crate::local::Local;
 use crate::netlink::Netlink;
 use crate::netns::{Directory, Namespace};
 use crate::overlay::Overlay;
@@ -21,6 +22,8 @@ pub(crate) struct State {
     /// Overlays whose table was applied by this process.
     pub(crate) overlays: BTreeMap<NetworkId, Overlay>,
     pub(crate) ingress: Option<Ingress>,
+    /// Networks of this node alone that were applied by this process.
+    pub(crate) locals: BTreeMap<NetworkId, Local>,
     pub(crate) gateway: Option<Gateway>,
     /// Sandboxes with links, made by this process or found.
     pub(crate) sandboxes: BTreeMap<String, Sandbox>,
@@ -36,6 +39,25 @@ impl State {
         let links = self.sandboxes.values().flat_map(|sandbox| &sandbox.links);
         let addresses = links.filter(|link| link.network.is_none()).filter_map(|link| link.address);
         addresses.filter_map(v4).collect()
+    }
+
+    /// The name of the far end of a sandbox's link to a network; `None`: of its gateway link.
+    pub(crate) fn far_end(&self, sandbox: &str, network: Option<&NetworkId>) -> Option<String> {
+        let links = &self.sandboxes.get(sandbox)?.links;
+        let link = links.iter().find(|link| link.network.as_ref() == network)?;
+        link.far_end.as_ref().map(|end| end.interface.clone())
+    }
+
+    /// The same of all sandboxes.
+    pub(crate) fn far_ends(&self) -> BTreeMap<String, BTreeMap<Option<NetworkId>, String>> {
+        let ends = self.sandboxes.iter().map(|(id, sandbox)| {
+            let ends = sandbox
+                .links
+                .iter()
+                .filter_map(|link| Some((link.network.clone(), link.far_end.as_ref()?.interface.clone())));
+            (id.clone(), ends.collect())
+        });
+        ends.collect()
     }
 
     /// The gateway address a sandbox has already.
@@ -60,6 +82,8 @@ pub(crate) struct Found {
     pub(crate) overlays: BTreeMap<NetworkId, Option<Namespace>>,
     /// The ingress network, as its links say.
     pub(crate) ingress: Option<NetworkId>,
+    /// The links of networks of this node alone.
+    pub(crate) locals: BTreeMap<NetworkId, String>,
     /// Outer ends of sandbox links whose making was cut off.
     pub(crate) unfinished: Vec<(Namespace, String)>,
 }
@@ -116,6 +140,10 @@ impl Found {
                 let sandbox =
                     self.sandboxes.entry(id.clone()).or_insert_with(|| empty(&id, Default::default()));
                 sandbox.links.push(link);
+            } else if let Some(network) =
+                owner::parse_node_alias(tag, alias).and_then(owner::parse_local_link)
+            {
+                self.locals.insert(network, link.name.clone());
             } else if matches!(link.name.as_str(), INGRESS | INGRESS_TUNNEL) {
                 self.ingress =
                     owner::parse_node_alias(tag, alias).map(NetworkId::new).or(self.ingress.take());

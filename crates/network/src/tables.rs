@@ -35,6 +35,9 @@ pub(crate) enum Set {
     Ports1024V6,
     HostPorts,
     HostPortsV6,
+    HostBound,
+    HostBoundAddresses,
+    HostBoundAddressesV6,
     Refused,
     BySource,
     BySourceV6,
@@ -45,6 +48,10 @@ pub(crate) enum Set {
     Restricted,
     Clients,
     ClientsV6,
+    Bridges,
+    Masqueraded,
+    Internal,
+    Open,
 }
 
 impl Set {
@@ -67,6 +74,9 @@ impl Set {
             Self::Ports1024V6 => (INET, "map", "ports1024_6"),
             Self::HostPorts => (INET, "map", "host_ports"),
             Self::HostPortsV6 => (INET, "map", "host_ports6"),
+            Self::HostBound => (INET, "set", "host_bound"),
+            Self::HostBoundAddresses => (INET, "set", "host_bound_addresses"),
+            Self::HostBoundAddressesV6 => (INET, "set", "host_bound_addresses6"),
             Self::Refused => (INET, "set", "refused"),
             Self::BySource => (INET, "map", "by_source"),
             Self::BySourceV6 => (INET, "map", "by_source6"),
@@ -77,6 +87,10 @@ impl Set {
             Self::Restricted => (INET, "set", "restricted"),
             Self::Clients => (INET, "set", "clients"),
             Self::ClientsV6 => (INET, "set", "clients6"),
+            Self::Bridges => (INET, "set", "bridges"),
+            Self::Masqueraded => (INET, "set", "masqueraded"),
+            Self::Internal => (INET, "set", "internal"),
+            Self::Open => (INET, "set", "open"),
         }
     }
 }

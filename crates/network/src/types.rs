@@ -33,6 +33,9 @@ pub struct SandboxAttachment {
     /// The network's subnets; those without an address here are reached on the same link.
     pub subnets: Vec<IpNet>,
     pub mac: MacAddr,
+    /// The ways out that lead over this network, one for each version of IP at most. None on the routing
+    /// mesh's network, which has its own.
+    pub default_via: Vec<IpAddr>,
 }
 
 /// A network namespace to be made for one task or container.
@@ -40,9 +43,9 @@ pub struct SandboxAttachment {
 pub struct SandboxConfig {
     /// Names it; a file name.
     pub id: String,
-    /// `eth0`, `eth1`, … in this order.
+    /// `eth0`, `eth1`, … in this order; who has an interface keeps it.
     pub attachments: Vec<SandboxAttachment>,
-    /// It has a way out of the node. Without an ingress attachment that is a gateway link of its own.
+    /// It has a way out of the node. Where no attachment has one, that is a gateway link of its own.
     pub egress: bool,
     /// Further settings of the `net.` family.
     pub sysctls: BTreeMap<String, String>,
@@ -65,11 +68,27 @@ pub struct SandboxLink {
     pub network: Option<NetworkId>,
     /// Inside the sandbox: `eth0`, …
     pub interface: String,
-    /// The namespace that holds the other end: the overlay's, or the node's own for gateway and ingress.
-    pub host_netns: PathBuf,
-    pub host_interface: String,
+    /// `None`: it has none, being a part of another link.
+    pub far_end: Option<FarEnd>,
     pub address: Option<IpNet>,
     pub address_v6: Option<IpNet>,
+}
+
+/// The other end of a sandbox's interface: a port of a bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FarEnd {
+    /// The namespace that holds it: the overlay's, or the node's own.
+    pub netns: PathBuf,
+    pub interface: String,
+}
+
+impl SandboxConfig {
+    /// It needs the gateway link.
+    pub(crate) fn needs_gateway(&self) -> bool {
+        let leads_out =
+            |attachment: &SandboxAttachment| attachment.ingress || !attachment.default_via.is_empty();
+        self.egress && !self.attachments.iter().any(leads_out)
+    }
 }
 
 impl SandboxLink {
@@ -118,8 +137,17 @@ pub struct PublishedPort {
     pub admission: Admission,
 }
 
-/// Ports of single containers, and where each of them is reached: once in each version of IP at most.
-pub type HostPorts = BTreeMap<(Protocol, u16), BTreeSet<SocketAddr>>;
+/// A port of the node that leads to a single container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostPort {
+    /// Where that is reached: once in each version of IP at most.
+    pub backends: BTreeSet<SocketAddr>,
+    /// The node's addresses that lead there; none: all of them.
+    pub bound: BTreeSet<IpAddr>,
+}
+
+/// The ports of single containers.
+pub type HostPorts = BTreeMap<(Protocol, u16), HostPort>;
 
 /// The ports of the routing mesh.
 pub type Ports = BTreeMap<(Protocol, u16), PublishedPort>;

@@ -12,11 +12,12 @@ use crate::fabric::Inner;
 use crate::gateway::Gateway;
 use crate::ingress::{Blueprint, Ingress};
 use crate::link::{Link, Tunnel};
+use crate::local::Local;
 use crate::mtu::Size;
 use crate::neighbour::Entry;
 use crate::netlink::Netlink;
 use crate::overlay::{self, Overlay, Remotes};
-use crate::owner::{GATEWAY, host_interface, parse_sandbox_alias};
+use crate::owner::{GATEWAY, parse_sandbox_alias};
 use crate::{Error, Fabric, HostPorts, Ports, Result, SandboxConfig, membership, ports, sysctl};
 
 /// What the node as a whole needs of its own namespace; a machine may be without IPv6.
@@ -26,6 +27,9 @@ impl Fabric {
     /// Where the kernel differs from an applied table, in words.
     pub async fn differences(&self, table: &NetworkTable) -> Result<Vec<String>> {
         let inner = &*self.inner;
+        if table.config.is_local() {
+            return inner.local_differences(table).await;
+        }
         let (node, underlay, overlay, ingress) = {
             let state = inner.state.lock().await;
             let (node, underlay) = state.node.clone().ok_or(Error::NoNode)?;
@@ -124,10 +128,11 @@ impl Fabric {
     /// The far ends of a sandbox's interfaces on overlays: network, namespace, name.
     pub async fn overlay_ends(&self, config: &SandboxConfig) -> Vec<(NetworkId, PathBuf, String)> {
         let state = self.inner.state.lock().await;
-        let ends = config.attachments.iter().enumerate().filter_map(|(position, attachment)| {
-            let overlay = state.overlays.get(&attachment.network)?;
-            let name = host_interface(&config.id, position);
-            Some((attachment.network.clone(), overlay.namespace.path().to_owned(), name))
+        let ends = config.attachments.iter().filter_map(|attachment| {
+            let network = &attachment.network;
+            let overlay = state.overlays.get(network)?;
+            let end = state.far_end(&config.id, Some(network))?;
+            Some((network.clone(), overlay.namespace.path().to_owned(), end))
         });
         ends.collect()
     }
@@ -174,6 +179,10 @@ struct Outsides {
     overlays: BTreeMap<NetworkId, (Overlay, Outside)>,
     ingress: Option<Ingress>,
     gateway: Option<u32>,
+    /// The bridges of this node's own networks.
+    bridges: BTreeMap<NetworkId, u32>,
+    /// The names of the sandboxes' far ends, by sandbox and network.
+    ends: BTreeMap<String, BTreeMap<Option<NetworkId>, String>>,
 }
 
 impl Inner {
@@ -189,13 +198,18 @@ impl Inner {
     }
 
     async fn outsides(&self) -> Result<Outsides> {
-        let (overlays, ingress) = {
+        let (overlays, ingress, bridges, ends) = {
             let state = self.state.lock().await;
-            (state.overlays.clone(), state.ingress.clone())
+            let bridge = |(network, local): (&NetworkId, &Local)| match local {
+                Local::Bridge(bridge) => Some((network.clone(), bridge.index)),
+                Local::Macvlan(_) => None,
+            };
+            let bridges = state.locals.iter().filter_map(bridge).collect();
+            (state.overlays.clone(), state.ingress.clone(), bridges, state.far_ends())
         };
         let node = Outside::read(&self.netlink).await?;
         let gateway = node.links.iter().find(|link| link.name == GATEWAY).map(|link| link.index);
-        let mut outsides = Outsides { node, overlays: BTreeMap::new(), ingress, gateway };
+        let mut outsides = Outsides { node, overlays: BTreeMap::new(), ingress, gateway, bridges, ends };
         for (network, overlay) in overlays {
             let outside = Outside::read(&overlay.netlink).await?;
             outsides.overlays.insert(network, (overlay, outside));
@@ -208,18 +222,21 @@ impl Inner {
             return Ok(vec!["sandbox: its namespace is gone".to_owned()]);
         }
         let mut differences = Vec::new();
-        for (position, attachment) in config.attachments.iter().enumerate() {
+        for attachment in &config.attachments {
+            let network = &attachment.network;
             let place = if attachment.ingress {
                 outsides.ingress.as_ref().map(|ingress| (&outsides.node, ingress.bridge))
+            } else if let Some(bridge) = outsides.bridges.get(network) {
+                Some((&outsides.node, *bridge))
             } else {
-                let found = outsides.overlays.get(&attachment.network);
+                let found = outsides.overlays.get(network);
                 found.map(|(overlay, outside)| (outside, overlay.bridge))
             };
             // Without its network there is nothing to compare with.
             let Some((outside, bridge)) = place else { continue };
-            let name = host_interface(&config.id, position);
-            match self.plugged(outside, &name, bridge, &config.id) {
-                None => differences.push(format!("sandbox: no link to network {}", attachment.network)),
+            let end = outsides.ends.get(&config.id).and_then(|ends| ends.get(&Some(network.clone())));
+            match end.and_then(|name| self.plugged(outside, name, bridge, &config.id)) {
+                None => differences.push(format!("sandbox: no link to network {network}")),
                 Some(index) => {
                     let entry = Entry::Port { index, mac: attachment.mac };
                     if !outside.entries.contains(&entry) {
@@ -228,11 +245,12 @@ impl Inner {
                 }
             }
         }
-        let has_ingress = config.attachments.iter().any(|attachment| attachment.ingress);
-        if config.egress && !has_ingress {
-            let name = host_interface(&config.id, config.attachments.len());
-            let plugged =
-                outsides.gateway.and_then(|bridge| self.plugged(&outsides.node, &name, bridge, &config.id));
+        if config.needs_gateway() {
+            let end = outsides.ends.get(&config.id).and_then(|ends| ends.get(&None));
+            let plugged = outsides
+                .gateway
+                .zip(end)
+                .and_then(|(bridge, name)| self.plugged(&outsides.node, name, bridge, &config.id));
             if plugged.is_none() {
                 differences.push("sandbox: no link to the gateway".to_owned());
             }

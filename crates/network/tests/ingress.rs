@@ -315,9 +315,9 @@ fn host_port(filters: bool) {
     let other = node.sandbox(&SandboxConfig { id: "d".to_owned(), ..config });
     let link = node.block(node.fabric.sandbox("c")).unwrap().unwrap().links.remove(0);
     assert_eq!(link.address, "172.18.0.2/16".parse().ok());
-    let backends: BTreeSet<_> =
-        link.addresses().map(|address| std::net::SocketAddr::new(address, 80)).collect();
-    let ports = BTreeMap::from([((Tcp, 8080), backends.clone()), ((Udp, 8080), backends)]);
+    let backends = link.addresses().map(|address| std::net::SocketAddr::new(address, 80)).collect();
+    let port = HostPort { backends, bound: BTreeSet::new() };
+    let mut ports = BTreeMap::from([((Tcp, 8080), port.clone()), ((Udp, 8080), port)]);
     node.block(node.fabric.host_ports(&ports)).unwrap();
     assert_eq!(node.block(node.fabric.host_port_differences(&ports)).unwrap(), Vec::<String>::new());
     let v6 = format!("[{}]:8080", node.address_v6());
@@ -328,8 +328,13 @@ fn host_port(filters: bool) {
     assert!(world.client.udp(0).ask("10.77.0.1:8080").unwrap().contains(CLIENT));
     assert!(other.ask("10.77.0.1:8080").unwrap().starts_with("c "));
     assert!(container.ask("10.77.0.1:8080").unwrap().starts_with("c "));
+    ports.get_mut(&(Tcp, 8080)).unwrap().bound = [node.address_v6().into()].into();
+    node.block(node.fabric.host_ports(&ports)).unwrap();
+    assert!(world.client.ask(&v6).unwrap().starts_with("c "));
+    assert!(world.client.ask("10.77.0.1:8080").is_err(), "bound to another address");
+    assert!(world.client.udp(0).ask("10.77.0.1:8080").unwrap().contains(CLIENT), "UDP is not");
     node.block(node.fabric.host_ports(&BTreeMap::new())).unwrap();
-    assert!(world.client.ask("10.77.0.1:8080").is_err());
+    assert!(world.client.ask(&v6).is_err());
 }
 
 #[test]

@@ -42,7 +42,8 @@ fn sandboxes_on_one_node_reach_each_other() {
     assert_eq!(sandbox.path, node.netns("a"));
     let [link] = sandbox.links.as_slice() else { panic!("{sandbox:?}") };
     assert_eq!((link.network.as_ref(), link.interface.as_str()), (Some(&"n1".into()), "eth0"));
-    Host::at(&link.host_netns).sh(&format!("ip link show {}", link.host_interface));
+    let end = link.far_end.as_ref().unwrap();
+    Host::at(&end.netns).sh(&format!("ip link show {}", end.interface));
     // Only what belongs there: no way out, no address nobody gave.
     assert_eq!(a.sh("ip -o route").lines().count(), 1);
     assert_eq!(a.sh("ip -6 -o addr show dev eth0"), "");

@@ -91,7 +91,9 @@ fn a_restart_changes_nothing_and_breaks_no_connection() {
     let place = |sandbox: &Sandbox| {
         let links = sandbox.links.iter();
         links
-            .map(|link| (link.interface.clone(), link.host_interface.clone(), link.address))
+            .map(|link| {
+                (link.interface.clone(), link.far_end.as_ref().map(|end| end.interface.clone()), link.address)
+            })
             .collect::<Vec<_>>()
     };
     assert_eq!(place(&adopted), place(&first));

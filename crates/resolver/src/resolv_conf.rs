@@ -115,6 +115,24 @@ pub fn host_file(node_text: &str, user: &DnsConfig) -> String {
     text
 }
 
+/// The servers of containers that have no others, as Docker's: they are asked over the default network.
+const PUBLIC: [IpAddr; 2] =
+    [IpAddr::V4(std::net::Ipv4Addr::new(8, 8, 8, 8)), IpAddr::V4(std::net::Ipv4Addr::new(8, 8, 4, 4))];
+
+/// The file of a container on the default network, where no resolver of ours listens either: the node's, but
+/// for servers that only the node itself reaches, and for what the user chose.
+pub fn default_file(node_text: &str, user: &DnsConfig) -> String {
+    let mut user = user.clone();
+    if user.nameservers.is_empty() {
+        let reached = |server: &IpAddr| server.is_ipv4() && !server.is_loopback() && !server.is_unspecified();
+        user.nameservers = ResolvConf::parse(node_text).nameservers.into_iter().filter(reached).collect();
+    }
+    if user.nameservers.is_empty() {
+        user.nameservers = PUBLIC.to_vec();
+    }
+    host_file(node_text, &user)
+}
+
 /// Docker's closing remarks: where outside names are asked, and what was overridden.
 fn trailer(node: &ResolvConf, node_path: &Path, user: &DnsConfig, ndots_from: &str) -> String {
     let mut text = format!("\n# Based on host file: '{}' (internal resolver)\n", node_path.display());

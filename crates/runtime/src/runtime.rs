@@ -195,6 +195,11 @@ impl Runtime {
         self.inner.containers.renew(id, hosts, resolv_conf).await
     }
 
+    /// New contents of the hosts and resolv.conf files of a container, which may run.
+    pub async fn rewrite_names(&self, id: &ContainerId, hosts: String, resolv_conf: String) -> Result<()> {
+        self.inner.containers.rewrite_names(id, hosts, resolv_conf).await
+    }
+
     /// What the container prints from now on; `None` when its output has ended, or has not begun.
     pub async fn output(&self, id: &ContainerId) -> Result<Option<ContainerOutput>> {
         self.inner.containers.output(id).await

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use shoal_agent::{
-    Agent, AgentConfig, Enrolment, EnrolmentError, Managers, NodeNetwork, RemoteManager, SessionState,
+    Agent, AgentConfig, Enrolment, EnrolmentError, LocalSpec, Managers, NodeNetwork, RemoteManager,
+    SessionState,
 };
 use shoal_api::{InitRequest, JoinRequest, LocalState, Swarm};
 use shoal_manager::{Code, ControlError, InitOptions, Manager, ManagerConfig};
-use shoal_model::{Network, NodeId};
+use shoal_model::{Network, NetworkId, NodeId};
 
 use crate::addresses;
 
@@ -147,6 +148,18 @@ impl Swarm for Membership {
 
     fn networks_here(&self) -> Vec<NodeNetwork> {
         self.agent.networks()
+    }
+
+    fn local_networks(&self) -> Vec<NodeNetwork> {
+        self.agent.local_networks()
+    }
+
+    async fn create_local_network(&self, spec: LocalSpec) -> Result<NetworkId, shoal_agent::Error> {
+        self.agent.create_network(spec).await
+    }
+
+    async fn remove_local_network(&self, id: &NetworkId) -> Result<(), shoal_agent::Error> {
+        self.agent.remove_network(id).await
     }
 
     fn attachable_networks(&self) -> Arc<Vec<Network>> {

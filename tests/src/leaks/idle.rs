@@ -8,8 +8,11 @@ use super::{bpftool, containerd_objects, mounts_below, pins};
 use crate::process::processes;
 use crate::{Node, wait_until};
 
-/// Links that belong to the node: the harness's own, and those of gateway and published ports.
-const NODE_LINKS: [&str; 5] = ["lo", "eth0", "shoal-gw", "shoal-ing", "shoal-ingvx"];
+/// Links that belong to the node: the harness's own, and those of gateway, published ports and the default
+/// network.
+const NODE_LINKS: [&str; 6] = ["lo", "eth0", "shoal-gw", "shoal-ing", "shoal-ingvx", "shoal0"];
+/// nftables sets that name the default network's bridge.
+const BRIDGE_SETS: [&str; 3] = ["bridges", "masqueraded", "open"];
 /// nftables sets that name nodes and tunnels of the cluster.
 const NODE_SETS: [&str; 7] = ["data_ports", "homes", "marks", "members", "returns", "tunnels", "zones"];
 /// eBPF maps in which each entry belongs to a sandbox, a service or a network. The others hold facts of
@@ -54,6 +57,7 @@ fn elements(node: &Node) -> Vec<String> {
         let (name, count) = (set["name"].as_str()?, set["elem"].as_array().map_or(0, Vec::len));
         let most = match name {
             "tunnels" => 1,
+            name if BRIDGE_SETS.contains(&name) => 1,
             name if NODE_SETS.contains(&name) => usize::MAX,
             _ => 0,
         };
@@ -81,8 +85,8 @@ fn files(node: &Node) -> Vec<String> {
     let owned = [data.join("containers"), run.join("exec"), run.join("netns"), run.join("sandboxes")];
     let mut found: Vec<PathBuf> = owned.into_iter().flat_map(below).collect();
     let names = below(data.join("resolver/names"));
-    // Published ports have no names, but a table.
-    if names.len() > 1 {
+    // Published ports have no names, but a table, and so has the default network.
+    if names.len() > 2 {
         found.extend(names);
     }
     found.into_iter().map(|path| format!("file {}", path.display())).collect()

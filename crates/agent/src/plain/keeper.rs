@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::audience::Audience;
 use super::networks;
-use super::record::{NetworkMode, Next, PlainRecord, after};
+use super::record::{Next, PlainRecord, after};
 use crate::health::{Health, HealthStatus};
 use crate::node::Node;
 use crate::{Error, Result, prepare, runner, volumes};
@@ -92,8 +92,13 @@ impl Keeper {
         self.shown.borrow().phase
     }
 
+    /// Held by whoever changes the container's life.
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
     /// Changes the record, and keeps it.
-    async fn change(&self, node: &Node, change: impl FnOnce(&mut Shown)) -> Result<()> {
+    pub(super) async fn change(&self, node: &Node, change: impl FnOnce(&mut Shown)) -> Result<()> {
         self.shown.send_modify(change);
         let record = self.shown.borrow().record.clone();
         node.store.put_container(&record).await
@@ -137,8 +142,10 @@ impl Keeper {
     async fn begin(self: &Arc<Self>, node: &Arc<Node>) -> Result<()> {
         let record = self.shown.borrow().record.clone();
         let attachments = networks::attach(node, &record).await?;
+        let bindings = networks::reserve_ports(node, &record)?;
         self.change(node, |shown| {
             shown.record.attachments = attachments;
+            shown.record.bindings = bindings;
             shown.record.left = false;
             shown.record.error.clear();
         })
@@ -147,6 +154,8 @@ impl Keeper {
         let check = networks::furnish(node, &record).await?;
         node.runtime.make_ready(&self.id).await?;
         self.audience.admit(node, &self.id).await;
+        // Who is told that it runs finds its ports open.
+        networks::lead_ports(node, &record).await?;
         node.runtime.start(&self.id).await?;
         self.health.send_replace(Health::default());
         self.shown.send_modify(|shown| {
@@ -164,13 +173,19 @@ impl Keeper {
         if let Err(error) = node.runtime.unready(&self.id).await {
             tracing::warn!(container = %self.id, %error, "what was made ready for a start stays for now");
         }
-        let has_sandbox = self.shown.borrow().record.spec.network != NetworkMode::Host;
+        if let Err(error) = node.host_ports.release(node, self.id.as_str()).await {
+            tracing::warn!(container = %self.id, %error, "its ports still lead nowhere");
+        }
+        let has_sandbox = self.shown.borrow().record.has_sandbox();
         while has_sandbox && let Err(error) = prepare::free_sandbox(node, self.id.as_str()).await {
             tracing::warn!(container = %self.id, %error, "cannot remove the sandbox yet");
             tokio::time::sleep(RETRY).await;
         }
         networks::detach(node, &self.id);
-        self.shown.send_modify(|shown| shown.record.attachments.clear());
+        self.shown.send_modify(|shown| {
+            shown.record.attachments.clear();
+            shown.record.bindings.clear();
+        });
     }
 
     // === running ===
@@ -179,7 +194,7 @@ impl Keeper {
     pub(crate) async fn renew(&self, node: &Node) -> Result<()> {
         let _turn = self.turn.lock().await;
         let Shown { record, phase, .. } = self.shown();
-        if phase != Phase::Running || record.spec.network == NetworkMode::Host {
+        if phase != Phase::Running || !record.has_sandbox() {
             return Ok(());
         }
         if record.left {
@@ -467,8 +482,11 @@ impl Keeper {
         self.change(node, |shown| shown.record.name = name).await?;
         self.tell(node, "rename", Some(("oldName", format!("/{old}"))));
         let record = self.shown.borrow().record.clone();
-        if !record.attachments.is_empty() {
+        if record.on_cluster().next().is_some() {
             node.guests.restate(record.request());
+        }
+        if !record.attachments.is_empty() {
+            networks::reclaim(node, &record).await;
         }
         Ok(())
     }
@@ -476,9 +494,10 @@ impl Keeper {
     /// The cluster is left: its networks go, the container runs on.
     pub(super) async fn leave(&self, node: &Node) -> Result<()> {
         let _turn = self.turn.lock().await;
-        if self.shown.borrow().record.attachments.is_empty() {
+        if self.shown.borrow().record.on_cluster().next().is_none() {
             return Ok(());
         }
+        networks::detach(node, &self.id);
         self.change(node, |shown| {
             shown.record.attachments.clear();
             shown.record.left = true;

@@ -2,6 +2,7 @@
 //! and may be guests on the cluster's attachable networks.
 
 mod audience;
+mod connect;
 mod events;
 mod keeper;
 mod names;
@@ -96,7 +97,13 @@ impl Plains {
             None => invent_name(&mut IdGenerator::from_os(), |name| self.holder(name).is_some()),
         };
         let _reserved = self.reserve(&name, &id)?;
+        match spec.network {
+            NetworkMode::Bridge => spec.places.insert(0, networks::default_place(node).await?),
+            NetworkMode::Named => spec.places.iter_mut().for_each(|place| networks::resolve(node, place)),
+            NetworkMode::None | NetworkMode::Host | NetworkMode::Container => {}
+        }
         let image = node.runtime.image(&spec.container.image).await?;
+        spec.expose(&image.config.exposed_ports);
         let held = volumes::furnish(node, &id, &mut spec.container.mounts, &image).await?;
         let record = PlainRecord::new(id.clone(), name, spec);
         let made = make(node, &record).await;
@@ -138,17 +145,44 @@ impl Plains {
                 continue;
             };
             let (phase, code) = keeper::found(&container.state);
+            if rebuilt {
+                self.restore_networks(node, &record).await;
+            }
             if phase == Phase::Running {
-                if !record.attachments.is_empty() || (rebuilt && !record.spec.places.is_empty()) {
+                let asks = record.spec.places.iter().any(|place| place.local.is_none());
+                if record.on_cluster().next().is_some() || (rebuilt && asks) {
                     node.guests.restate(record.request());
                 }
+                record.attachments = networks::reclaim(node, &record).await;
+                if rebuilt {
+                    record.bindings = networks::former_ports(node, &record).await;
+                }
             } else {
+                record.bindings.clear();
                 record.attachments.clear();
             }
             if let Err(error) = node.store.put_container(&record).await {
                 tracing::warn!(container = %id, %error, "cannot store a container");
             }
             lock(&self.keepers).insert(id, Keeper::new(record, phase, code));
+        }
+    }
+
+    /// Ports that led to a container when the former process ended go on doing so, once they are applied.
+    pub(crate) async fn resume_ports(&self, node: &Node) {
+        for shown in self.all().iter().map(|keeper| keeper.shown()) {
+            if shown.phase == Phase::Running {
+                networks::resume_ports(node, &shown.record).await;
+            }
+        }
+    }
+
+    /// The node's store was lost: its networks are known by who is on them.
+    async fn restore_networks(&self, node: &Node, record: &PlainRecord) {
+        for network in record.spec.places.iter().filter_map(|place| place.local.as_deref()) {
+            if let Err(error) = node.locals.restore(node, network).await {
+                tracing::warn!(network = network.config.name, %error, "cannot store a network");
+            }
         }
     }
 
@@ -202,7 +236,7 @@ fn remembered(container: &Container) -> Option<PlainRecord> {
 }
 
 async fn make(node: &Node, record: &PlainRecord) -> Result<()> {
-    node.runtime.create(&config(node, record)).await?;
+    node.runtime.create(&config(node, record).await?).await?;
     if let Err(error) = node.store.put_container(record).await {
         node.runtime.remove(&record.id).await?;
         return Err(error);
@@ -212,30 +246,40 @@ async fn make(node: &Node, record: &PlainRecord) -> Result<()> {
 
 /// What the runtime makes the container from. Its hosts and resolv.conf files are written with each
 /// start.
-fn config(node: &Node, record: &PlainRecord) -> ContainerConfig {
+async fn config(node: &Node, record: &PlainRecord) -> Result<ContainerConfig> {
     let spec = &record.spec;
     let mut container = spec.container.clone();
+    let netns = match (spec.network, &spec.shares) {
+        (NetworkMode::Host, _) => None,
+        (NetworkMode::Container, Some(other)) => {
+            let other = node.runtime.container(&ContainerId::new(other)).await?.config;
+            if container.hostname.is_empty() {
+                container.hostname = sandbox::hostname(&other.spec, other.id.short());
+            }
+            other.netns
+        }
+        _ => Some(node.config.run_dir.join("netns").join(record.id.as_str())),
+    };
     let own = match spec.network {
         // Without a name of its own it has the node's.
         NetworkMode::Host => sandbox::hostname(&container, &node.config.node_name),
         _ => sandbox::hostname(&container, record.id.short()),
     };
     container.hostname = own;
-    ContainerConfig {
+    Ok(ContainerConfig {
         id: record.id.clone(),
         name: record.name.clone(),
         image: container.image.clone(),
         resources: spec.resources.clone(),
         labels: container.labels.clone(),
-        netns: (spec.network != NetworkMode::Host)
-            .then(|| node.config.run_dir.join("netns").join(record.id.as_str())),
+        netns,
         resolv_conf: String::new(),
         hosts: String::new(),
         log_options: spec.log_options.clone(),
         provided: Vec::new(),
         note: record.note(),
         spec: container,
-    }
+    })
 }
 
 /// Stops a container, if it runs, and starts it.

@@ -4,8 +4,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shoal_model::{Attachment, ContainerId, ContainerSpec, GuestRequest, Labels, PlaceRequest, Resources};
+use shoal_model::{
+    Attachment, ContainerId, ContainerSpec, GuestRequest, Labels, PlaceRequest, Port, PortConfig, Protocol,
+    PublishMode, Resources,
+};
 
+use crate::host_ports::Binding;
+use crate::local::LocalNetwork;
 use crate::sandbox::Tenant;
 
 /// What a user declared with `docker run` or `docker create`.
@@ -17,8 +22,21 @@ pub struct PlainSpec {
     pub log_options: Labels,
     pub network: NetworkMode,
     /// The networks to join, in the order in which names are looked up; only with
-    /// [`NetworkMode::Cluster`].
+    /// [`NetworkMode::Bridge`] and [`NetworkMode::Named`].
     pub places: Vec<Place>,
+    /// Ports of the node that lead to it; of those without a number the node chooses one with each start.
+    #[serde(default)]
+    pub ports: Vec<Binding>,
+    /// Ports that it listens on, as far as anybody said so.
+    #[serde(default)]
+    pub exposed: Vec<Port>,
+    /// Those that image or user said it listens on are published, too.
+    #[serde(default)]
+    pub publish_all: bool,
+    /// The container whose network it shares; only with [`NetworkMode::Container`], and its id once this
+    /// container is made.
+    #[serde(default)]
+    pub shares: Option<String>,
     /// Removed when it ends.
     pub auto_remove: bool,
     pub restart: Restart,
@@ -26,21 +44,54 @@ pub struct PlainSpec {
     pub stdin_once: bool,
 }
 
+impl PlainSpec {
+    /// Publishes what the image says it listens on, and what the user said, if that is wanted.
+    pub(crate) fn expose(&mut self, image: &[String]) {
+        let parse = |text: &String| {
+            let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+            let protocol = match protocol {
+                "tcp" => Protocol::Tcp,
+                "udp" => Protocol::Udp,
+                _ => return None,
+            };
+            Some(Port { protocol, number: number.parse().ok()? })
+        };
+        self.exposed.extend(image.iter().filter_map(parse));
+        self.exposed.sort();
+        self.exposed.dedup();
+        if !self.publish_all {
+            return;
+        }
+        for port in &self.exposed {
+            let is_it =
+                |held: &Binding| (held.port.protocol, held.port.target) == (port.protocol, port.number);
+            if !self.ports.iter().any(is_it) {
+                let (protocol, target) = (port.protocol, port.number);
+                let port = PortConfig { protocol, target, mode: PublishMode::Host, ..PortConfig::default() };
+                self.ports.push(Binding { port, address: None });
+            }
+        }
+    }
+}
+
 /// Where a plain container's way into the network is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
-    /// A way out, and nothing else.
+    /// The node's default network.
     #[default]
     Bridge,
     None,
     /// The node's own network stack.
     Host,
-    /// Networks of the cluster.
-    Cluster,
+    /// Networks of the node or the cluster.
+    #[serde(alias = "cluster")]
+    Named,
+    /// That of another container.
+    Container,
 }
 
-/// One network of the cluster, as the user asked for it.
+/// One network, as the user asked for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Name or id.
@@ -48,6 +99,10 @@ pub struct Place {
     pub aliases: Vec<String>,
     pub address: Option<IpAddr>,
     pub address_v6: Option<IpAddr>,
+    /// The network, if it is this node's alone; found out when the container is made, and kept whole: should
+    /// the node's store be lost, it is made again from this.
+    #[serde(default)]
+    pub local: Option<Box<LocalNetwork>>,
 }
 
 /// When a container that ended is started again.
@@ -79,6 +134,9 @@ pub(crate) struct PlainRecord {
     /// What the manager gave it; nothing while it does not run.
     #[serde(default)]
     pub attachments: Vec<Attachment>,
+    /// Its ports of the node, with their numbers; none while it does not run.
+    #[serde(default)]
+    pub bindings: Vec<Binding>,
     /// The cluster was left while it ran: until its next start it is on no network.
     #[serde(default)]
     pub left: bool,
@@ -96,6 +154,7 @@ impl PlainRecord {
             wanted: false,
             restarts: 0,
             attachments: Vec::new(),
+            bindings: Vec::new(),
             left: false,
             error: String::new(),
         }
@@ -112,7 +171,7 @@ impl PlainRecord {
         Some(Self::new(id.clone(), name, spec))
     }
 
-    /// What it asks of the manager.
+    /// What it asks of the manager: its places on the cluster's networks.
     pub(crate) fn request(&self) -> GuestRequest {
         let place = |(index, place): (usize, &Place)| PlaceRequest {
             network: place.network.clone(),
@@ -121,11 +180,32 @@ impl PlainRecord {
             address_v6: place.address_v6,
             held: self.attachments.get(index).cloned(),
         };
-        GuestRequest {
-            id: self.id.clone(),
-            name: self.name.clone(),
-            places: self.spec.places.iter().enumerate().map(place).collect(),
+        let places = self.spec.places.iter().enumerate().filter(|(_, place)| place.local.is_none());
+        GuestRequest { id: self.id.clone(), name: self.name.clone(), places: places.map(place).collect() }
+    }
+
+    /// What it has on the cluster's networks, in the order of the request.
+    pub(crate) fn on_cluster(&self) -> impl Iterator<Item = &Attachment> {
+        let held = self.spec.places.iter().zip(&self.attachments);
+        held.filter(|(place, _)| place.local.is_none()).map(|(_, attachment)| attachment)
+    }
+
+    /// It has a network namespace of its own.
+    pub(crate) fn has_sandbox(&self) -> bool {
+        !matches!(self.spec.network, NetworkMode::Host | NetworkMode::Container)
+    }
+
+    /// What resolves to it on a network of this node where it has these aliases, its name first.
+    pub(crate) fn names(&self, aliases: &[String]) -> Vec<String> {
+        let hostname = Some(self.spec.container.hostname.as_str()).filter(|name| !name.is_empty());
+        let further = aliases.iter().map(String::as_str).chain([self.id.short()]).chain(hostname);
+        let mut names = vec![self.name.clone()];
+        for name in further {
+            if names.iter().all(|known| known != name) {
+                names.push(name.to_owned());
+            }
         }
+        names
     }
 
     pub(crate) fn tenant(&self) -> Tenant<'_> {

@@ -164,10 +164,14 @@ impl Tables {
         self.wake.notify_one();
     }
 
+    /// The cluster is left: nothing of what a manager sent is wanted any more.
     pub(crate) fn clear(&self) {
         let mut wishes = lock(&self.wishes);
-        let networks: Vec<_> = std::mem::take(&mut wishes.tables).into_keys().collect();
-        wishes.dirty.extend(networks);
+        let (kept, given) =
+            std::mem::take(&mut wishes.tables).into_iter().partition(|(_, table)| table.config.is_local());
+        wishes.tables = kept;
+        let given: BTreeMap<_, _> = given;
+        wishes.dirty.extend(given.into_keys());
         wishes.marks.clear();
         self.wake.notify_one();
     }
@@ -210,6 +214,13 @@ impl Tables {
         lock(&self.wishes).tables.keys().cloned().collect()
     }
 
+    /// Those of them that a manager sent.
+    pub(crate) fn of_cluster(&self) -> HashSet<NetworkId> {
+        let wishes = lock(&self.wishes);
+        let sent = wishes.tables.iter().filter(|(_, table)| !table.config.is_local());
+        sent.map(|(network, _)| network.clone()).collect()
+    }
+
     /// Whether the tables of all these networks are in force with this endpoint in them, and meant to stay
     /// so. An older one, from before the endpoint was given its place, may be of a time when nobody waited
     /// for this node: addresses in it may be others' by now. May become true whenever
@@ -239,7 +250,17 @@ impl Tables {
         self.in_force.subscribe()
     }
 
-    /// Returns when no table is wanted, and nothing is left of any in kernel and resolver.
+    /// Returns when nothing is to be done about a network any more.
+    pub(crate) async fn in_effect(&self, network: &NetworkId) {
+        let mut progress = self.progress.subscribe();
+        let pending = || {
+            let wishes = lock(&self.wishes);
+            wishes.dirty.contains(network) || wishes.at_work.contains(network)
+        };
+        while pending() && progress.changed().await.is_ok() {}
+    }
+
+    /// Returns when no table of a manager's is wanted, and nothing is left of any in kernel and resolver.
     pub(crate) async fn cleared(&self) {
         let mut progress = self.progress.subscribe();
         while !self.is_clear() && progress.changed().await.is_ok() {}
@@ -281,7 +302,8 @@ impl Tables {
 
     fn is_clear(&self) -> bool {
         let wishes = lock(&self.wishes);
-        wishes.tables.is_empty() && wishes.dirty.is_empty() && wishes.at_work.is_empty()
+        let all_local = wishes.tables.values().all(|table| table.config.is_local());
+        all_local && wishes.dirty.is_empty() && wishes.at_work.is_empty()
     }
 
     fn done(&self, network: NetworkId, outcome: Outcome) {

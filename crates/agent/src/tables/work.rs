@@ -176,6 +176,8 @@ async fn bring_into_force(effects: &Effects, job: &Job, held: &mut Held) -> Resu
     }
     // On disk before in force: a restarted agent must not go back behind what it has acknowledged.
     match wish {
+        // What it follows from is on disk already.
+        Some(wish) if wish.sent.config.is_local() => {}
         Some(wish) => effects.store.put_table(&wish.sent).await?,
         None => effects.store.remove_table(network).await?,
     }

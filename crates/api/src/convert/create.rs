@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use shoal_agent::{NetworkMode, Place, PlainSpec, Restart};
+use shoal_agent::{Binding, NetworkMode, Place, PlainSpec, Restart};
 use shoal_model as model;
-use shoal_model::{DnsConfig, MountKind, Propagation, Resources};
+use shoal_model::{DnsConfig, MountKind, Propagation, Protocol, Resources};
 
 use super::service_in::{healthcheck, mount, ulimit, volume};
 use crate::error::{ApiError, Result};
@@ -20,7 +20,10 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
     let host = request.host_config.unwrap_or_default();
     refuse("HostConfig.", &host.rest)?;
     check_modes(&host)?;
-    let (network, places) = networks(&host, request.networking_config.unwrap_or_default())?;
+    let (network, places, shares) = networks(&host, request.networking_config.unwrap_or_default())?;
+    let ports = bindings(&host)?;
+    let publish_all = host.publish_all_ports.unwrap_or_default();
+    let exposed = request.exposed_ports.unwrap_or_default();
     let dns = dns(&host)?;
     let image = request.image.unwrap_or_default();
     if image.is_empty() {
@@ -66,6 +69,10 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
         },
         network,
         places,
+        shares,
+        ports,
+        exposed: exposed.keys().map(|text| port(text)).collect::<Result<_>>()?,
+        publish_all,
         auto_remove,
         restart,
         stdin_once: request.stdin_once.unwrap_or_default(),
@@ -111,29 +118,35 @@ fn command(entrypoint: Vec<String>, cmd: Vec<String>) -> Result<(Vec<String>, Ve
 
 // === networks ===
 
-fn networks(host: &wire::HostConfig, config: wire::NetworkingConfig) -> Result<(NetworkMode, Vec<Place>)> {
+/// Where a container goes: its mode, its places, and whose network it shares.
+type Networks = (NetworkMode, Vec<Place>, Option<String>);
+
+fn networks(host: &wire::HostConfig, config: wire::NetworkingConfig) -> Result<Networks> {
     let mode = host.network_mode.as_deref().unwrap_or_default();
     let endpoints = config.endpoints_config.unwrap_or_default();
     let own = match mode {
         "" | "default" | "bridge" => NetworkMode::Bridge,
         "none" => NetworkMode::None,
         "host" => NetworkMode::Host,
-        _ if mode.starts_with("container:") => {
-            return Err(ApiError::unsupported("sharing another container's network is"));
-        }
-        _ => NetworkMode::Cluster,
+        _ if mode.starts_with("container:") => NetworkMode::Container,
+        _ => NetworkMode::Named,
     };
-    if own == NetworkMode::Cluster {
-        return Ok((own, places(mode, endpoints)?));
+    if own == NetworkMode::Named {
+        return Ok((own, places(mode, endpoints)?, None));
     }
+    let mut further = Vec::new();
     for (name, endpoint) in endpoints {
-        if !matches!(name.as_str(), "default" | "bridge" | "none" | "host") {
-            return Err(ApiError::unsupported_but(
-                format!("joining network {name} beside {} is", if mode.is_empty() { "bridge" } else { mode }),
-                format!("run the container with --network {name}"),
-            ));
-        }
         let place = place(name, endpoint.unwrap_or_default())?;
+        if !matches!(place.network.as_str(), "default" | "bridge" | "none" | "host") {
+            if own != NetworkMode::Bridge {
+                return Err(ApiError::bad_request(format!(
+                    "conflicting options: container of network mode {mode} cannot join network {}",
+                    place.network
+                )));
+            }
+            further.push(place);
+            continue;
+        }
         if !place.aliases.is_empty() {
             return Err(ApiError::bad_request(
                 "network-scoped aliases are only supported for user-defined networks",
@@ -146,7 +159,67 @@ fn networks(host: &wire::HostConfig, config: wire::NetworkingConfig) -> Result<(
             ));
         }
     }
-    Ok((own, Vec::new()))
+    let shares = mode.strip_prefix("container:").map(str::to_owned);
+    if shares.is_some() && host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty()) {
+        return Err(ApiError::bad_request(
+            "conflicting options: port publishing and the container type network mode",
+        ));
+    }
+    Ok((own, further, shares))
+}
+
+/// `80/tcp`.
+fn port(text: &str) -> Result<model::Port> {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => return Err(ApiError::unsupported("ports of SCTP are")),
+        other => return Err(ApiError::bad_request(format!("invalid protocol: {other}"))),
+    };
+    let number = number.parse().ok().filter(|number| *number != 0);
+    let number = number.ok_or_else(|| ApiError::bad_request(format!("invalid port: {text}")))?;
+    Ok(model::Port { protocol, number })
+}
+
+/// Without a number of the node's, the node chooses one.
+fn bindings(host: &wire::HostConfig) -> Result<Vec<Binding>> {
+    let mut bindings = Vec::new();
+    for (text, at) in host.port_bindings.iter().flatten() {
+        let model::Port { protocol, number } = port(text)?;
+        let at = at.clone().filter(|at| !at.is_empty()).unwrap_or_else(|| vec![wire::PortBinding::default()]);
+        for wire::PortBinding { host_ip, host_port } in at {
+            let published = match host_port.as_deref().unwrap_or_default() {
+                "" => 0,
+                range if range.contains('-') => {
+                    return Err(ApiError::unsupported(format!("choosing a port of a range ({range}) is")));
+                }
+                port => port
+                    .parse()
+                    .map_err(|_| ApiError::bad_request(format!("invalid port specification: \"{port}\"")))?,
+            };
+            let address = match host_ip.as_deref().unwrap_or_default() {
+                "" => None,
+                text => Some(text.parse::<IpAddr>().map_err(|_| {
+                    ApiError::bad_request(format!("invalid IP address of a published port: {text}"))
+                })?),
+            };
+            let port = model::PortConfig {
+                protocol,
+                target: number,
+                published,
+                mode: model::PublishMode::Host,
+                ..model::PortConfig::default()
+            };
+            let address = address.filter(|address| !address.is_unspecified());
+            let binding = Binding { port, address };
+            // `0.0.0.0` and `::` are one here.
+            if !bindings.contains(&binding) {
+                bindings.push(binding);
+            }
+        }
+    }
+    Ok(bindings)
 }
 
 /// The network of the mode first; it may have no configuration of its own.
@@ -159,7 +232,7 @@ fn places(mode: &str, mut endpoints: BTreeMap<String, Option<wire::EndpointConfi
     Ok(places)
 }
 
-fn place(network: String, endpoint: wire::EndpointConfig) -> Result<Place> {
+pub(crate) fn place(network: String, endpoint: wire::EndpointConfig) -> Result<Place> {
     endpoint.links.refuse("links between containers are")?;
     endpoint.mac_address.refuse("a MAC address of one's own for a container is")?;
     endpoint.driver_opts.refuse("driver options of a container's network are")?;
@@ -178,6 +251,8 @@ fn place(network: String, endpoint: wire::EndpointConfig) -> Result<Place> {
         aliases: endpoint.aliases.unwrap_or_default(),
         address: address(ipam.ipv4, "IPv4")?,
         address_v6: address(ipam.ipv6, "IPv6")?,
+        // The node knows.
+        local: None,
     })
 }
 
@@ -370,7 +445,7 @@ mod tests {
             "NetworkID":"","EndpointID":"","Gateway":"","IPAddress":"","DNSNames":null}}}}"#,
         )
         .unwrap();
-        assert_eq!(spec.network, NetworkMode::Cluster);
+        assert_eq!(spec.network, NetworkMode::Named);
         assert_eq!(spec.places.len(), 1);
         assert_eq!(
             (spec.places[0].network.as_str(), &spec.places[0].aliases[..]),
@@ -384,12 +459,16 @@ mod tests {
         for (host, expect) in [
             (r#""Privileged":true"#, "HostConfig.Privileged of a container is not supported"),
             (
-                r#""PortBindings":{"80/tcp":[{"HostPort":"8000"}]}"#,
-                "HostConfig.PortBindings of a container is not",
+                r#""PortBindings":{"80/tcp":[{"HostPort":"8000-8009"}]}"#,
+                "choosing a port of a range (8000-8009) is not",
             ),
+            (r#""PortBindings":{"80/sctp":null}"#, "ports of SCTP are not"),
             (r#""Binds":["data:/data:foo"]"#, "option foo of a mount (data:/data:foo) is not supported"),
             (r#""Links":["a:b"]"#, "HostConfig.Links"),
-            (r#""NetworkMode":"container:x""#, "sharing another container's network is not"),
+            (
+                r#""NetworkMode":"container:x","PortBindings":{"80/tcp":null}"#,
+                "conflicting options: port publishing and the container type network mode",
+            ),
             (r#""IpcMode":"host""#, "IpcMode host"),
             (r#""ExtraHosts":["x:host-gateway"]"#, "host-gateway"),
         ] {
@@ -415,6 +494,22 @@ mod tests {
         assert_eq!(spec.network, NetworkMode::Bridge);
         let clash = r#"{"Image":"b","HostConfig":{"AutoRemove":true,"RestartPolicy":{"Name":"always"}}}"#;
         assert_eq!(refused(clash), "can't create 'AutoRemove' container with restart policy");
+    }
+
+    #[test]
+    fn ports_are_published_as_the_client_says() {
+        let spec = read(
+            r#"{"Image":"b","ExposedPorts":{"80/tcp":{}},"HostConfig":{"PortBindings":{
+            "80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8020"},{"HostIp":"::","HostPort":"8020"}],
+            "81/udp":[{"HostIp":"127.0.0.1","HostPort":""}]}}}"#,
+        )
+        .unwrap();
+        let told = spec.ports.iter().map(|held| (held.port.target, held.port.published, held.address));
+        let loopback = Some("127.0.0.1".parse().unwrap());
+        assert_eq!(told.collect::<Vec<_>>(), [(80, 8020, None), (81, 0, loopback)]);
+        assert_eq!(spec.exposed, [model::Port { protocol: Protocol::Tcp, number: 80 }]);
+        let shared = read(r#"{"Image":"b","HostConfig":{"NetworkMode":"container:x"}}"#).unwrap();
+        assert_eq!((shared.network, shared.shares.as_deref()), (NetworkMode::Container, Some("x")));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use shoal_agent::{NodeEndpoint, NodeNetwork};
+use shoal_agent::{LocalDriver, LocalSpec, NodeEndpoint, NodeNetwork};
 use shoal_model as model;
 use shoal_model::{Labels, NetworkDriver, NetworkTable};
 
@@ -23,40 +23,46 @@ pub(crate) fn driver(driver: NetworkDriver) -> &'static str {
     }
 }
 
-/// A network as a client declares it. Names and overlaps are the manager's business.
-pub(crate) fn create(request: wire::Create) -> Result<model::NetworkSpec> {
+/// A network as a client declares it.
+#[derive(Debug)]
+pub(crate) enum Declared {
+    /// Names and overlaps are the manager's business.
+    OfCluster(model::NetworkSpec),
+    /// They are the node's.
+    OfNode(LocalSpec),
+}
+
+pub(crate) fn create(request: wire::Create) -> Result<Declared> {
+    request.config_only.refuse("config-only networks are")?;
+    request.config_from.refuse("networks made from config-only networks are")?;
     match request.driver.as_deref() {
-        Some("overlay") => {}
-        None | Some("" | "bridge" | "macvlan" | "ipvlan" | "host" | "null") => {
-            let driver =
-                request.driver.filter(|driver| !driver.is_empty()).unwrap_or_else(|| "bridge".to_owned());
-            return Err(ApiError::unsupported_but(
-                format!("networks with driver {driver} are"),
-                "create one with --driver overlay",
-            ));
+        Some("overlay") => overlay(request).map(Declared::OfCluster),
+        None | Some("" | "bridge") => local(request, LocalDriver::Bridge).map(Declared::OfNode),
+        Some("macvlan") => local(request, LocalDriver::Macvlan).map(Declared::OfNode),
+        Some("ipvlan") => Err(ApiError::unsupported_but(
+            "networks with driver ipvlan are",
+            "create one with --driver macvlan",
+        )),
+        Some(only @ ("host" | "null")) => {
+            Err(ApiError::forbidden(format!("only one instance of \"{only}\" network is allowed")))
         }
-        Some(other) => return Err(ApiError::not_found(format!("plugin \"{other}\" not found"))),
+        Some(other) => Err(ApiError::not_found(format!("plugin \"{other}\" not found"))),
     }
+}
+
+fn overlay(request: wire::Create) -> Result<model::NetworkSpec> {
     match request.scope.as_deref() {
         None | Some("" | "swarm") => {}
         Some(other) => {
             return Err(ApiError::bad_request(format!("an overlay network has scope swarm, not {other}")));
         }
     }
-    request.config_only.refuse("config-only networks are")?;
-    request.config_from.refuse("networks made from config-only networks are")?;
     if request.enable_ipv4 == Some(false) {
         return Err(ApiError::bad_request("IPv4 cannot be disabled in a Swarm scoped network"));
     }
-    let ipam = request.ipam.unwrap_or_default();
-    ipam.options.refuse("IPAM driver options are")?;
-    match ipam.driver.as_deref() {
-        None | Some("" | "default") => {}
-        Some(other) => return Err(ApiError::unsupported(format!("IPAM driver {other} is"))),
-    }
+    let pools = pools(request.ipam.unwrap_or_default())?;
     let options = request.options.unwrap_or_default();
     check_options(&options)?;
-    let pools = ipam.config.unwrap_or_default().into_iter().filter_map(|config| pool(config).transpose());
     Ok(model::NetworkSpec {
         name: request.name.unwrap_or_default(),
         labels: request.labels.unwrap_or_default(),
@@ -66,8 +72,47 @@ pub(crate) fn create(request: wire::Create) -> Result<model::NetworkSpec> {
         attachable: request.attachable.unwrap_or_default(),
         ingress: request.ingress.unwrap_or_default(),
         ipv6: request.enable_ipv6.unwrap_or_default(),
-        pools: pools.collect::<Result<_>>()?,
+        pools,
     })
+}
+
+fn local(request: wire::Create, driver: LocalDriver) -> Result<LocalSpec> {
+    match request.scope.as_deref() {
+        None | Some("" | "local") => {}
+        Some(other) => {
+            return Err(ApiError::unsupported_but(
+                format!("such networks of scope {other} are"),
+                "services use networks with --driver overlay",
+            ));
+        }
+    }
+    if request.ingress == Some(true) {
+        return Err(ApiError::bad_request("ingress network must use the overlay driver"));
+    }
+    if request.enable_ipv4 == Some(false) {
+        return Err(ApiError::unsupported("networks without IPv4 are"));
+    }
+    let pools = pools(request.ipam.unwrap_or_default())?;
+    pools.iter().try_for_each(|pool| model::check_pool(pool).map_err(ApiError::bad_request))?;
+    Ok(LocalSpec {
+        name: request.name.unwrap_or_default(),
+        driver,
+        pools,
+        ipv6: request.enable_ipv6.unwrap_or_default(),
+        internal: request.internal.unwrap_or_default(),
+        attachable: request.attachable.unwrap_or_default(),
+        options: request.options.unwrap_or_default(),
+        labels: request.labels.unwrap_or_default(),
+    })
+}
+
+fn pools(ipam: wire::IpamIn) -> Result<Vec<model::AddressPool>> {
+    ipam.options.refuse("IPAM driver options are")?;
+    match ipam.driver.as_deref() {
+        None | Some("" | "default") => {}
+        Some(other) => return Err(ApiError::unsupported(format!("IPAM driver {other} is"))),
+    }
+    ipam.config.unwrap_or_default().into_iter().filter_map(|config| pool(config).transpose()).collect()
 }
 
 /// Encryption that is asked for and not there must never end in clear text.
@@ -140,6 +185,40 @@ pub(crate) fn cluster(network: &model::Network, here: Option<Here>) -> wire::Net
         containers: endpoints,
         options: swarm_options(network),
         peers,
+        services: None,
+    }
+}
+
+/// A network of this node alone. The default one has the id that it has before it is built, too.
+pub(crate) fn of_node(network: &NodeNetwork, engine: &str) -> wire::Network {
+    let config = &network.table.config;
+    let is_default = is_predefined(&config.name);
+    let own = |at: &NodeEndpoint| (at.container.to_string(), endpoint(&at.name, &at.owner, &at.attachment));
+    wire::Network {
+        name: config.name.clone(),
+        id: if is_default { predefined_id(engine, &config.name) } else { network.table.network.to_string() },
+        created: time(config.shown.created.unwrap_or_default()),
+        scope: "local",
+        driver: match config.driver {
+            model::Driver::Overlay => "overlay",
+            model::Driver::Bridge(_) => "bridge",
+            model::Driver::Macvlan(_) => "macvlan",
+        },
+        enable_ipv6: config.pools.iter().any(|pool| pool.subnet.addr().is_ipv6()),
+        ipam: wire::Ipam {
+            driver: "default",
+            options: (!is_default).then(Labels::new),
+            config: Some(config.pools.iter().map(subnet_config).collect()),
+        },
+        internal: config.internal,
+        attachable: config.shown.attachable,
+        ingress: false,
+        config_from: wire::ConfigFrom::default(),
+        config_only: false,
+        containers: Some(network.endpoints.iter().map(own).collect()),
+        options: Some(config.shown.options.clone()),
+        labels: Some(config.shown.labels.clone()),
+        peers: Vec::new(),
         services: None,
     }
 }

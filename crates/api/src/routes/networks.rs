@@ -8,8 +8,8 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
 use ipnet::IpNet;
-use shoal_manager::{Code, Manager, State as Picture};
-use shoal_model::{Labels, Network, NodeId, TaskState};
+use shoal_manager::{Code, ControlError, Manager, State as Picture};
+use shoal_model::{Labels, Network, NetworkId, NodeId, TaskState};
 
 use crate::body::{self, Json};
 use crate::convert::network as convert;
@@ -32,8 +32,6 @@ where
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
         .route("/networks/{id}", get(inspect).delete(remove))
-        .route("/networks/{id}/connect", post(connect))
-        .route("/networks/{id}/disconnect", post(connect))
 }
 
 async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Response> {
@@ -63,7 +61,13 @@ async fn list(State(cluster): State<ClusterSide>, params: Params) -> Result<Resp
             .collect();
         networks.extend(further);
     }
-    networks.extend(local(&cluster));
+    for network in local(&cluster) {
+        if network.containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
+            used.insert(network.id.clone());
+        }
+        // A list does not say who is on them.
+        networks.push(wire::Network { containers: Some(BTreeMap::new()), ..network });
+    }
     networks.retain(|network| {
         wanted(&filters, network)
             && dangling.is_none_or(|dangling| {
@@ -86,14 +90,21 @@ fn in_use(state: &Picture, network: &Network) -> bool {
 }
 
 /// The networks of this node itself.
-fn local(cluster: &ClusterSide) -> Vec<wire::Network> {
+pub(super) fn local(cluster: &ClusterSide) -> Vec<wire::Network> {
     let created = std::fs::metadata(&cluster.about.data_dir)
         .and_then(|data| data.created().or_else(|_| data.modified()))
         .ok()
         .and_then(|time| jiff::Timestamp::try_from(time).ok())
         .unwrap_or_default();
     let member = matches!(cluster.swarm.local_state(), LocalState::Active { .. });
-    convert::predefined(&cluster.about.id, &crate::convert::time(created), member, gateway())
+    let engine = &cluster.about.id;
+    let own: Vec<_> =
+        cluster.swarm.local_networks().iter().map(|network| convert::of_node(network, engine)).collect();
+    let mut networks = convert::predefined(engine, &crate::convert::time(created), member, gateway());
+    // What is built says more.
+    networks.retain(|network| own.iter().all(|built| built.name != network.name));
+    networks.extend(own);
+    networks
 }
 
 /// The gateway bridge's address in this node's network namespace, once the bridge is there.
@@ -151,7 +162,7 @@ fn on_node(cluster: &ClusterSide, name: &str) -> Option<wire::Network> {
 }
 
 /// By name, id or an id prefix that is no guess.
-fn is_named(network: &wire::Network, term: &str) -> bool {
+pub(super) fn is_named(network: &wire::Network, term: &str) -> bool {
     network.name == term || network.id == term || (term.len() >= 12 && network.id.starts_with(term))
 }
 
@@ -248,29 +259,36 @@ async fn create(State(cluster): State<ClusterSide>, Json(request): Json<wire::Cr
     let manager = cluster.swarm.manager();
     let known =
         |manager: &Manager| manager.state().network_named(&name).is_some_and(|network| !is_hidden(network));
-    if name.is_empty() || convert::is_predefined(&name) || manager.as_ref().is_some_and(known) {
+    let is_local = || local(&cluster).iter().any(|network| network.name == name);
+    if name.is_empty() || convert::is_predefined(&name) || manager.as_ref().is_some_and(known) || is_local() {
         return Err(taken());
     }
-    let spec = convert::create(request)?;
-    // Docker answers 500 here, and 503 everywhere else without a cluster.
-    let manager = manager.ok_or_else(|| ApiError::internal(NOT_A_MANAGER))?;
-    let id = manager.create_network(spec).await.map_err(|error| {
-        // Docker looks at names and subnets before it asks its manager: no prefix there.
-        let looked_at = [
-            "network with name ",
-            "invalid network config:",
-            "invalid gateway ",
-            "invalid ip-range ",
-            "invalid auxiliary address ",
-        ];
-        if looked_at.iter().any(|start| error.message.starts_with(start)) {
-            ApiError::from_lookup(error)
-        } else {
-            ApiError::from_control(error)
+    let id = match convert::create(request)? {
+        convert::Declared::OfNode(spec) => cluster.swarm.create_local_network(spec).await?,
+        convert::Declared::OfCluster(spec) => {
+            // Docker answers 500 here, and 503 everywhere else without a cluster.
+            let manager = manager.ok_or_else(|| ApiError::internal(NOT_A_MANAGER))?;
+            manager.create_network(spec).await.map_err(refusal)?
         }
-    })?;
+    };
     let created = wire::Created { id: id.to_string(), warning: String::new() };
     Ok(body::json(StatusCode::CREATED, &created))
+}
+
+/// Docker looks at names and subnets before it asks its manager: no prefix there.
+fn refusal(error: ControlError) -> ApiError {
+    let looked_at = [
+        "network with name ",
+        "invalid network config:",
+        "invalid gateway ",
+        "invalid ip-range ",
+        "invalid auxiliary address ",
+    ];
+    if looked_at.iter().any(|start| error.message.starts_with(start)) {
+        ApiError::from_lookup(error)
+    } else {
+        ApiError::from_control(error)
+    }
 }
 
 fn predefined(name: &str) -> ApiError {
@@ -279,7 +297,11 @@ fn predefined(name: &str) -> ApiError {
 
 async fn remove(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<Response> {
     if let Some(network) = local(&cluster).into_iter().find(|network| is_named(network, &name)) {
-        return Err(predefined(&network.name));
+        if convert::is_predefined(&network.name) {
+            return Err(predefined(&network.name));
+        }
+        cluster.swarm.remove_local_network(&NetworkId::new(&network.id)).await?;
+        return Ok(body::empty(StatusCode::NO_CONTENT));
     }
     let Some(manager) = cluster.swarm.manager() else {
         return Err(match on_node(&cluster, &name) {
@@ -295,19 +317,32 @@ async fn remove(State(cluster): State<ClusterSide>, Name(name): Name) -> Result<
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
-/// Removes the cluster's networks that nobody uses. Those of the node itself stay.
+/// Removes the networks that nobody uses.
 async fn prune(State(cluster): State<ClusterSide>, params: Params) -> Result<Response> {
     let filters = params.filters(&["label", "label!", "until"])?;
     if filters.values("until").next().is_some() {
         return Err(ApiError::unsupported("pruning networks by age is"));
     }
     let mut deleted = Vec::new();
+    let protected = |labels: &Labels| {
+        let named = filters.values("label!").next().is_some() && filters.labels("label!", labels);
+        named || !filters.labels("label", labels)
+    };
+    for network in cluster.swarm.local_networks() {
+        let config = &network.table.config;
+        if convert::is_predefined(&config.name) || protected(&config.shown.labels) {
+            continue;
+        }
+        match cluster.swarm.remove_local_network(&network.table.network).await {
+            Ok(()) => deleted.push(config.name.clone()),
+            Err(shoal_agent::Error::NetworkInUse { .. } | shoal_agent::Error::NoSuchNetwork(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     if let Some(manager) = cluster.swarm.manager() {
         let state = manager.state();
         let spared = |network: &Network| {
-            let labels = &network.spec.labels;
-            let named = filters.values("label!").next().is_some() && filters.labels("label!", labels);
-            is_hidden(network) || in_use(&state, network) || named || !filters.labels("label", labels)
+            is_hidden(network) || in_use(&state, network) || protected(&network.spec.labels)
         };
         for network in state.networks().filter(|network| !spared(network)) {
             match manager.remove_network(&network.id).await {
@@ -319,8 +354,4 @@ async fn prune(State(cluster): State<ClusterSide>, params: Params) -> Result<Res
         }
     }
     Ok(body::ok(&wire::Pruned { deleted: Some(deleted).filter(|names| !names.is_empty()) }))
-}
-
-async fn connect() -> ApiError {
-    ApiError::unsupported("connecting containers to networks one by one is")
 }

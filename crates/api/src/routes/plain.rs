@@ -11,15 +11,17 @@ use shoal_model::MountKind;
 use shoal_runtime::ContainerState;
 
 use super::containers::stop_timeout;
+use super::networks;
 use crate::attach::{self, Wishes};
 use crate::body::{self, Json};
 use crate::convert::create as convert;
 use crate::detach::Keys;
-use crate::engine::{Engine, NodeSide};
+use crate::engine::{ClusterSide, Engine, NodeSide};
 use crate::error::{ApiError, Result};
 use crate::hijack::Hijack;
 use crate::query::{Name, Params};
 use crate::wire::create as wire;
+use crate::wire::network::{Connect, Disconnect};
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -31,6 +33,8 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/containers/{id}/rename", post(rename))
         .route("/containers/{id}/attach", post(attach))
         .route("/containers/{id}/resize", post(resize))
+        .route("/networks/{id}/connect", post(connect))
+        .route("/networks/{id}/disconnect", post(disconnect))
 }
 
 async fn create(
@@ -56,6 +60,54 @@ async fn create(
     let created = wire::Created { id: id.to_string(), warnings: Vec::new() };
     Ok(body::json(StatusCode::CREATED, &created))
 }
+
+// === networks ===
+
+async fn connect(
+    State(node): State<NodeSide>,
+    State(cluster): State<ClusterSide>,
+    Name(name): Name,
+    Json(request): Json<Connect>,
+) -> Result<Response> {
+    let network = known_network(&cluster, &name)?;
+    let view = node.agent.find_container(&request.container.unwrap_or_default()).await?;
+    let place = convert::place(network, request.endpoint_config.unwrap_or_default())?;
+    node.agent.connect_container(&view.container.config.id, place).await?;
+    Ok(body::empty(StatusCode::OK))
+}
+
+async fn disconnect(
+    State(node): State<NodeSide>,
+    State(cluster): State<ClusterSide>,
+    Name(name): Name,
+    Json(request): Json<Disconnect>,
+) -> Result<Response> {
+    // A container that is to be let go of by force may be on a network that is gone.
+    let network = match known_network(&cluster, &name) {
+        Err(_) if request.force == Some(true) => name,
+        found => found?,
+    };
+    let view = node.agent.find_container(&request.container.unwrap_or_default()).await?;
+    node.agent.disconnect_container(&view.container.config.id, &network).await?;
+    Ok(body::empty(StatusCode::OK))
+}
+
+/// The name of a network that containers of this node may be on.
+fn known_network(cluster: &ClusterSide, name: &str) -> Result<String> {
+    let own = networks::local(cluster).into_iter().find(|network| networks::is_named(network, name));
+    if let Some(network) = own {
+        return Ok(network.name);
+    }
+    if let Some(manager) = cluster.swarm.manager() {
+        return Ok(manager.find_network(name).map_err(ApiError::from_lookup)?.spec.name.clone());
+    }
+    let attachable = cluster.swarm.attachable_networks();
+    let is_it = |network: &&shoal_model::Network| network.id.as_str() == name || network.spec.name == name;
+    let found = attachable.iter().find(is_it).map(|network| network.spec.name.clone());
+    found.ok_or_else(|| ApiError::not_found(format!("network {name} not found")))
+}
+
+// === making ===
 
 /// A file is as good as a directory.
 fn exists(source: &str, error: std::io::Error) -> Result<()> {

@@ -222,7 +222,7 @@ fn a_stack_is_read_and_shown_as_it_was_declared() {
 
 fn overlay(golden: &Value) -> model::Network {
     let request = decode(golden!("network.request.json").as_bytes()).unwrap();
-    let spec = network::create(request).unwrap();
+    let network::Declared::OfCluster(spec) = network::create(request).unwrap() else { panic!() };
     let pools = spec.pools.clone();
     model::Network {
         id: golden["Id"].as_str().unwrap().into(),
@@ -261,7 +261,8 @@ fn networks_that_cannot_be_are_refused() {
         check(&|request| request["Driver"] = json!("nosuchdriver")),
         (404, "plugin \"nosuchdriver\" not found".to_owned())
     );
-    assert_eq!(check(&|request| request["Driver"] = json!("bridge")).0, 501);
+    assert_eq!(check(&|request| request["Driver"] = json!("ipvlan")).0, 501);
+    assert_eq!(check(&|request| request["Driver"] = json!("host")).0, 403);
     assert_eq!(
         check(&|request| request["IPAM"]["Config"][0]["Subnet"] = json!("300.0.0.0/8")),
         (400, "Invalid subnet 300.0.0.0/8 : invalid CIDR address: 300.0.0.0/8".to_owned())

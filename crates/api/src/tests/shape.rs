@@ -27,6 +27,7 @@ fn view(golden: &Value) -> ContainerView {
             aliases: Vec::new(),
         },
         gateway: None,
+        leads_out: false,
     });
     ContainerView {
         container: Container {

@@ -40,6 +40,7 @@ fn here() -> NodeNetwork {
             ingress: false,
             mtu: None,
             data_path_port: 4789,
+            driver: Default::default(),
             shown: model::Shown { attachable: true, ..model::Shown::default() },
         },
         services: [].into(),

@@ -143,7 +143,7 @@ pub(crate) struct HostConfig {
     pub(crate) container_id_file: &'static str,
     pub(crate) log_config: LogConfig,
     pub(crate) network_mode: String,
-    pub(crate) port_bindings: Map,
+    pub(crate) port_bindings: BTreeMap<String, Vec<Binding>>,
     pub(crate) restart_policy: RestartPolicy,
     pub(crate) auto_remove: bool,
     pub(crate) volume_driver: &'static str,
@@ -255,19 +255,19 @@ pub(crate) struct NetworkSettings {
     #[serde(rename = "SecondaryIPv6Addresses")]
     pub(crate) secondary_ipv6_addresses: Option<()>,
     #[serde(rename = "EndpointID")]
-    pub(crate) endpoint_id: &'static str,
-    pub(crate) gateway: &'static str,
+    pub(crate) endpoint_id: String,
+    pub(crate) gateway: String,
     #[serde(rename = "GlobalIPv6Address")]
-    pub(crate) global_ipv6_address: &'static str,
+    pub(crate) global_ipv6_address: String,
     #[serde(rename = "GlobalIPv6PrefixLen")]
     pub(crate) global_ipv6_prefix_len: u8,
     #[serde(rename = "IPAddress")]
-    pub(crate) ip_address: &'static str,
+    pub(crate) ip_address: String,
     #[serde(rename = "IPPrefixLen")]
     pub(crate) ip_prefix_len: u8,
     #[serde(rename = "IPv6Gateway")]
-    pub(crate) ipv6_gateway: &'static str,
-    pub(crate) mac_address: &'static str,
+    pub(crate) ipv6_gateway: String,
+    pub(crate) mac_address: String,
     pub(crate) networks: BTreeMap<String, Endpoint>,
 }
 

@@ -34,8 +34,8 @@ pub(crate) struct Create {
     pub(crate) attach_stdin: Option<bool>,
     pub(crate) attach_stdout: Option<bool>,
     pub(crate) attach_stderr: Option<bool>,
-    /// Says what could be published; publishing itself is refused.
-    pub(crate) exposed_ports: Option<serde_json::Value>,
+    /// `80/tcp`, each with an empty object.
+    pub(crate) exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
     /// Paths, each with an empty object.
     pub(crate) volumes: Option<BTreeMap<String, serde_json::Value>>,
     #[serde(flatten)]
@@ -51,6 +51,9 @@ pub(crate) struct HostConfig {
     pub(crate) container_id_file: Option<String>,
     pub(crate) log_config: Option<LogConfig>,
     pub(crate) network_mode: Option<String>,
+    /// By `80/tcp`.
+    pub(crate) port_bindings: Option<BTreeMap<String, Option<Vec<PortBinding>>>>,
+    pub(crate) publish_all_ports: Option<bool>,
     pub(crate) restart_policy: Option<RestartPolicy>,
     pub(crate) auto_remove: Option<bool>,
     pub(crate) cap_add: Option<Vec<String>>,
@@ -81,6 +84,14 @@ pub(crate) struct HostConfig {
     pub(crate) console_size: Option<serde_json::Value>,
     #[serde(flatten)]
     pub(crate) rest: BTreeMap<String, Unsupported>,
+}
+
+/// Where a port of a container is published.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct PortBinding {
+    pub(crate) host_ip: Option<String>,
+    pub(crate) host_port: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

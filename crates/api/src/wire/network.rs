@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Unsupported;
+use super::create::EndpointConfig;
 use super::service::Map;
 
 /// `POST /networks/create`.
@@ -47,6 +48,22 @@ pub(crate) struct IpamConfigIn {
     pub(crate) gateway: Option<String>,
     #[serde(rename = "AuxiliaryAddresses")]
     pub(crate) reserved: Option<Map>,
+}
+
+/// `POST /networks/{id}/connect`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Connect {
+    pub(crate) container: Option<String>,
+    pub(crate) endpoint_config: Option<EndpointConfig>,
+}
+
+/// `POST /networks/{id}/disconnect`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Disconnect {
+    pub(crate) container: Option<String>,
+    pub(crate) force: Option<bool>,
 }
 
 #[derive(Debug, Serialize)]

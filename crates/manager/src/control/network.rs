@@ -1,10 +1,8 @@
 //! Networks: creation and removal.
 
-use std::net::IpAddr;
-
 use shoal_model::{
-    AddressPool, IdGenerator, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Object, ObjectKey,
-    PublishMode, TaskState,
+    IdGenerator, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Object, ObjectKey, PublishMode,
+    TaskState, check_pool,
 };
 
 use super::service::check_name;
@@ -65,7 +63,7 @@ fn check(draft: &Draft, spec: &NetworkSpec) -> Result<(), ControlError> {
     }
     check_mtu(spec)?;
     for (index, pool) in spec.pools.iter().enumerate() {
-        check_pool(pool)?;
+        check_pool(pool).map_err(ControlError::invalid)?;
         let before = spec.pools.iter().take(index);
         if let Some(other) = before.map(|other| other.subnet).find(|other| overlap(*other, pool.subnet)) {
             return Err(ControlError::invalid(format!("subnet {} overlaps with {other}", pool.subnet)));
@@ -97,45 +95,6 @@ fn check_mtu(spec: &NetworkSpec) -> Result<(), ControlError> {
             Err(ControlError::invalid(text))
         }
     }
-}
-
-fn check_pool(pool: &AddressPool) -> Result<(), ControlError> {
-    let subnet = pool.subnet;
-    if subnet != subnet.trunc() {
-        let text =
-            format!("invalid network config:\ninvalid subnet {subnet}: it should be {}", subnet.trunc());
-        return Err(ControlError::invalid(text));
-    }
-    let host_bits = subnet.max_prefix_len() - subnet.prefix_len();
-    if host_bits < 2 {
-        return Err(ControlError::invalid(format!("invalid subnet {subnet}: it has no room for hosts")));
-    }
-    let inside = |what: &str, address: IpAddr| {
-        let text = format!("invalid {what}: parent subnet {subnet} doesn't contain this address");
-        if subnet.contains(&address) { Ok(()) } else { Err(ControlError::invalid(text)) }
-    };
-    if let Some(gateway) = pool.gateway {
-        inside(&format!("gateway {gateway}"), gateway)?;
-    }
-    for (name, address) in &pool.reserved {
-        inside(&format!("auxiliary address {name}"), *address)?;
-        if Some(*address) == pool.gateway {
-            let text = format!("invalid auxiliary address {name}: {address} is the gateway's");
-            return Err(ControlError::invalid(text));
-        }
-    }
-    if let Some(range) = pool.range {
-        if range.prefix_len() < subnet.prefix_len() {
-            let text =
-                format!("invalid ip-range {range}: CIDR block is bigger than its parent subnet {subnet}");
-            return Err(ControlError::invalid(text));
-        }
-        if !subnet.contains(&range) {
-            let text = format!("invalid ip-range {range}: parent subnet {subnet} doesn't contain ip-range");
-            return Err(ControlError::invalid(text));
-        }
-    }
-    Ok(())
 }
 
 /// A network goes when nothing uses it. `Ok(false)`: tasks that are on their way out still do.

@@ -16,6 +16,7 @@ fn table(revision: u64, services: &BTreeMap<u8, BTreeSet<u8>>, endpoints: &BTree
             ingress: false,
             mtu: None,
             data_path_port: 4789,
+            driver: Default::default(),
             shown: Default::default(),
         },
         services: services

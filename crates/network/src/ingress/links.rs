@@ -23,7 +23,7 @@ pub(super) async fn ensure_bridge(netlink: &Netlink, tag: &str, wanted: &Bluepri
     let mac = bridge_mac(wanted.gateway.addr());
     match netlink.link(INGRESS).await? {
         Some(link) => owner::check(tag, INGRESS, link.alias.as_deref())?,
-        None => netlink.add_link(link::bridge(INGRESS, mac, wanted.mtu), INGRESS).await?,
+        None => netlink.add_link(link::bridge(INGRESS, Some(mac), wanted.mtu), INGRESS).await?,
     }
     let index = netlink.index(INGRESS).await?;
     let attributes = vec![

@@ -388,6 +388,7 @@ impl World {
                 ingress,
                 mtu: None,
                 data_path_port: 4789,
+                driver: Default::default(),
                 shown: Default::default(),
             },
             services: BTreeMap::new(),
@@ -466,6 +467,7 @@ pub fn sandbox_on(tables: &[&NetworkTable], id: &str, egress: bool) -> SandboxCo
             address_v6: endpoint.address_v6,
             subnets: table.config.pools.iter().map(|pool| pool.subnet).collect(),
             mac: endpoint.mac,
+            default_via: Vec::new(),
         }
     });
     SandboxConfig { id: id.to_owned(), attachments: attachments.collect(), egress, sysctls: BTreeMap::new() }

@@ -31,6 +31,7 @@ fn table(name: &str) -> NetworkTable {
             ingress: false,
             mtu: None,
             data_path_port: 4789,
+            driver: Default::default(),
             shown: Default::default(),
         },
         services: BTreeMap::new(),

@@ -304,6 +304,7 @@ impl Network {
                 ingress: false,
                 mtu: None,
                 data_path_port: 4789,
+                driver: Default::default(),
                 shown: Default::default(),
             },
             services: BTreeMap::new(),

@@ -96,6 +96,17 @@ impl Containers {
         .await
     }
 
+    /// In place: they are bind-mounted into the container.
+    pub(crate) async fn rewrite_names(
+        &self,
+        id: &ContainerId,
+        hosts: String,
+        resolv_conf: String,
+    ) -> Result<()> {
+        let files = self.files(id);
+        blocking(move || files.write_names(&hosts, &resolv_conf)).await
+    }
+
     /// The process that made the container may have been another one than this.
     async fn join_own_netns(&self, id: &ContainerId, mut stored: Stored) -> Result<()> {
         let mut specification = specification_of(id, &stored)?;

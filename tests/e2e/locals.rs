@@ -1,0 +1,428 @@
+//! Networks of one node: bridges, macvlan, and plain containers on them.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+
+use serde_json::Value;
+use shoal_e2e::dns::{A, PTR, Transport, ask, reverse};
+use shoal_e2e::web::fetch;
+use shoal_e2e::{CLIENT, DNS_SERVER, NODE, Netns, Node, OUTSIDE, OUTSIDE_NAME, PATIENCE, wait_until};
+
+use crate::containers::{alone, comes_to, refused, state};
+
+/// The network namespace of a running plain container.
+fn netns(node: &Node, name: &str) -> Netns {
+    Netns::of_process(state(node, name)["Pid"].as_u64().unwrap() as u32)
+}
+
+fn on(node: &Node, name: &str, network: &str) -> Value {
+    node.inspect("container", name)["NetworkSettings"]["Networks"][network].take()
+}
+
+fn address(node: &Node, name: &str, network: &str) -> Ipv4Addr {
+    let place = on(node, name, network);
+    place["IPAddress"].as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{place:#}"))
+}
+
+fn run(node: &Node, name: &str, flags: &[&str], command: &str) -> String {
+    let all = [&["run", "-d", "--name", name], flags, &["busybox", command]].concat();
+    node.docker(&all).ok().trim().to_owned()
+}
+
+/// A page of a container, asked for from inside another one.
+fn page(from: &Netns, at: Ipv4Addr) -> Result<String, String> {
+    from.run(move || fetch((at, 80), "/index.html"))
+}
+
+#[test]
+fn containers_of_a_bridge_find_each_other_by_name_and_nobody_else() {
+    let mut node = alone();
+    node.docker(&["network", "create", "front"]).ok();
+    node.docker(&["network", "create", "--driver", "bridge", "back"]).ok();
+    let id =
+        run(&node, "web", &["--network", "front", "--network-alias", "site", "--hostname", "host1"], "serve");
+    run(&node, "client", &["--network", "front"], "idle");
+    run(&node, "stranger", &["--network", "back"], "idle");
+    let check = |node: &Node, id: &str| {
+        let web = address(node, "web", "front");
+        let (client, stranger) = (netns(node, "client"), netns(node, "stranger"));
+        for name in ["web", "WEB", "site", "host1", &id[..12], "web.front"] {
+            node.resolves(&client, name, vec![web.into()]);
+        }
+        let pointer = client.run(move || ask(&reverse(web), PTR, Transport::Udp)).unwrap();
+        assert_eq!(pointer.names(), ["web.front"]);
+        assert_eq!(page(&client, web).unwrap(), "busybox");
+        node.resolves(&stranger, "web", vec![]);
+        assert!(page(&stranger, web).unwrap_err().contains("connect"), "bridges are apart");
+        // The node reaches its containers, and they the world, under the node's address.
+        assert_eq!(node.netns.run(move || fetch((web, 80), "/index.html")).unwrap(), "busybox");
+        node.resolves(&client, OUTSIDE_NAME, vec![OUTSIDE.into()]);
+        assert_eq!(client.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), format!("outside saw {NODE}"));
+        // Nobody from outside gets in by a route alone.
+        let route = format!("{web}/32");
+        node.world.netns.ip(&["route", "add", &route, "via", &NODE.to_string()]);
+        assert!(node.world.netns.run(move || fetch((web, 80), "/")).is_err());
+        node.world.netns.ip(&["route", "del", &route]);
+    };
+    check(&node, &id);
+    let shown = node.inspect("network", "front");
+    let (subnet, gateway) = (&shown["IPAM"]["Config"][0]["Subnet"], &shown["IPAM"]["Config"][0]["Gateway"]);
+    assert_eq!((subnet.as_str(), gateway.as_str()), (Some("172.18.0.0/16"), Some("172.18.0.1")), "{shown:#}");
+    assert_eq!(shown["Containers"][&id]["IPv4Address"], "172.18.0.2/16", "{shown:#}");
+    assert_eq!((&shown["Scope"], &shown["Driver"]), (&Value::from("local"), &Value::from("bridge")));
+    assert_eq!(on(&node, "web", "front")["Gateway"], "172.18.0.1");
+    refused(&node, &["network", "rm", "front"], 1, "has active endpoints (");
+
+    node.kill_daemon();
+    node.start_daemon();
+    check(&node, &id);
+    node.tables_are_true();
+    node.docker(&["rename", "web", "site2"]).ok();
+    node.resolves(&netns(&node, "client"), "site2", vec![address(&node, "site2", "front").into()]);
+    node.resolves(&netns(&node, "client"), "web", vec![]);
+    node.docker(&["rm", "-f", "site2", "client", "stranger"]).ok();
+    let mut deleted: Vec<_> =
+        node.docker(&["network", "prune", "-f"]).ok().lines().map(str::to_owned).collect();
+    deleted.sort();
+    assert_eq!(deleted[deleted.len() - 2..], ["back", "front"]);
+    node.finish();
+}
+
+#[test]
+fn a_bridge_can_be_closed_inside_and_outside() {
+    let node = alone();
+    let icc = "com.docker.network.bridge.enable_icc=false";
+    node.docker(&["network", "create", "-o", icc, "-o", "com.docker.network.bridge.name=mine", "apart"]).ok();
+    node.docker(&["network", "create", "--internal", "--subnet", "10.9.0.0/24", "inside"]).ok();
+    run(&node, "a1", &["--network", "apart"], "serve");
+    run(&node, "b1", &["--network", "apart"], "idle");
+    run(&node, "c1", &["--network", "inside"], "serve");
+    run(&node, "d1", &["--network", "inside"], "idle");
+    assert!(
+        page(&netns(&node, "b1"), address(&node, "a1", "apart")).is_err(),
+        "they do not reach each other"
+    );
+    assert!(netns(&node, "b1").run(|| fetch((OUTSIDE, 80), "/")).is_ok());
+    assert!(node.netns.ip(&["-o", "link", "show", "mine"]).contains("mtu 1500"));
+    let inner = netns(&node, "d1");
+    assert_eq!(page(&inner, address(&node, "c1", "inside")).unwrap(), "busybox");
+    node.resolves(&inner, "c1", vec!["10.9.0.2".parse().unwrap()]);
+    assert!(inner.run(|| fetch((OUTSIDE, 80), "/")).is_err());
+    assert!(!inner.ip(&["route"]).contains("default"), "it has no way out");
+    // A way that somebody inside makes himself leads nowhere either.
+    inner.ip(&["route", "add", "default", "via", "10.9.0.1"]);
+    assert!(inner.run(|| fetch((OUTSIDE, 80), "/")).is_err());
+    node.docker(&["rm", "-f", "a1", "b1", "c1", "d1"]).ok();
+    node.docker(&["network", "rm", "apart", "inside"]).ok();
+    node.finish();
+}
+
+#[test]
+fn the_default_network_has_addresses_and_no_names() {
+    let node = alone();
+    let id = run(&node, "one", &[], "serve");
+    run(&node, "two", &[], "idle");
+    let one = address(&node, "one", "bridge");
+    assert_eq!(one.to_string(), "172.17.0.2");
+    let two = netns(&node, "two");
+    assert_eq!(page(&two, one).unwrap(), "busybox");
+    assert_eq!(two.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), format!("outside saw {NODE}"));
+    let file = node.docker(&["exec", "two", "cat", "/etc/resolv.conf"]).ok();
+    assert!(file.contains(&format!("nameserver {DNS_SERVER}")) && !file.contains("127.0.0.11"), "{file}");
+    assert!(two.run(|| ask("one", A, Transport::Udp)).is_err(), "nobody listens there");
+    let looked_up = node.docker(&["exec", "two", "nslookup", OUTSIDE_NAME]).ok();
+    assert!(looked_up.contains(&OUTSIDE.to_string()), "{looked_up}");
+    let shown = node.inspect("network", "bridge");
+    assert_eq!(shown["IPAM"]["Config"][0]["Gateway"], "172.17.0.1", "{shown:#}");
+    assert_eq!(shown["Containers"][&id]["Name"], "one");
+    let detail = node.inspect("container", "one");
+    assert_eq!(detail["NetworkSettings"]["IPAddress"], "172.17.0.2");
+    assert_eq!(detail["NetworkSettings"]["Networks"]["bridge"]["NetworkID"], shown["Id"]);
+    refused(&node, &["network", "rm", "bridge"], 1, "bridge is a pre-defined network and cannot be removed");
+    // Another one in the same place.
+    run(&node, "guest", &["--network", "container:one"], "idle");
+    assert_eq!(netns(&node, "guest").inode(), netns(&node, "one").inode());
+    let hosts = node.docker(&["exec", "guest", "cat", "/etc/hosts"]).ok();
+    assert!(hosts.contains("172.17.0.2"), "{hosts}");
+    node.docker(&["rm", "-f", "guest"]).ok();
+    assert_eq!(page(&two, one).unwrap(), "busybox", "who leaves takes nothing along");
+    node.docker(&["stop", "-t", "1", "one"]).ok();
+    refused(
+        &node,
+        &["run", "--rm", "--network", "container:one", "busybox", "true"],
+        125,
+        "cannot join network of a non running container",
+    );
+    node.docker(&["rm", "-f", "one", "two"]).ok();
+    node.finish();
+}
+
+#[test]
+fn ports_of_containers_lead_in_from_outside() {
+    let mut node = alone();
+    node.docker(&["network", "create", "net"]).ok();
+    run(&node, "web", &["--network", "net", "-p", "8080:80", "-p", "127.0.0.1::81/udp"], "serve");
+    run(&node, "local", &["-p", "127.0.0.1:8081:80"], "serve");
+    run(&node, "some", &["-P", "--expose", "80"], "serve");
+    let from_client = |node: &Node, port: u16| {
+        let stream = node.world.connect_from_client(SocketAddr::from((NODE, port)));
+        let stream = stream.map_err(|error| error.to_string())?;
+        shoal_e2e::web::fetch_over(stream, "/cgi-bin/who")
+    };
+    let listed = node.docker(&["port", "web"]).ok();
+    assert!(
+        listed.starts_with("80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080\n81/udp -> 127.0.0.1:"),
+        "{listed}"
+    );
+    let chosen = node.docker(&["port", "some", "80/tcp"]).ok();
+    let chosen: u16 = chosen.lines().next().and_then(|line| line.rsplit(':').next()?.parse().ok()).unwrap();
+    let check = |node: &Node| {
+        let seen = from_client(node, 8080).unwrap();
+        assert!(seen.contains(&CLIENT.to_string()), "its own address: {seen}");
+        from_client(node, chosen).unwrap();
+        let refusal = from_client(node, 8081).unwrap_err();
+        assert!(refusal.contains("refused"), "from the node only: {refusal}");
+        let at = |address: Ipv4Addr, port| node.netns.run(move || fetch((address, port), "/index.html"));
+        assert_eq!(at(Ipv4Addr::LOCALHOST, 8081).unwrap(), "busybox");
+        assert!(at(NODE, 8081).is_err(), "at one address only");
+        assert_eq!(at(Ipv4Addr::LOCALHOST, 8080).unwrap(), "busybox");
+        // From another bridge by the node's port, and from the container itself.
+        let by_node = |name: &str| netns(node, name).run(|| fetch((NODE, 8080), "/index.html")).unwrap();
+        assert_eq!((by_node("local"), by_node("web")), ("busybox".into(), "busybox".into()));
+    };
+    check(&node);
+    let taken = node.docker(&["run", "-d", "--name", "late", "-p", "8080:80", "busybox", "serve"]);
+    let text = "Bind for 0.0.0.0:8080 failed: port is already allocated";
+    assert!(taken.code == 125 && taken.stderr.contains(text), "{taken}");
+    node.kill_daemon();
+    check_running(&from_client(&node, 8080));
+    node.start_daemon();
+    check(&node);
+    node.docker(&["stop", "-t", "1", "web"]).ok();
+    assert!(from_client(&node, 8080).unwrap_err().contains("refused"));
+    node.docker(&["start", "late"]).ok();
+    from_client(&node, 8080).unwrap();
+    node.docker(&["rm", "-f", "web", "late", "local", "some"]).ok();
+    node.docker(&["network", "rm", "net"]).ok();
+    node.finish();
+}
+
+fn check_running(answer: &Result<String, String>) {
+    assert!(answer.is_ok(), "without a daemon: {answer:?}");
+}
+
+#[test]
+fn a_running_container_joins_and_leaves_networks() {
+    let mut node = alone();
+    let subnet =
+        ["--subnet", "10.5.0.0/24", "--ip-range", "10.5.0.128/25", "--aux-address", "printer=10.5.0.129"];
+    node.docker(&[&["network", "create"], &subnet[..], &["two"]].concat()).ok();
+    node.docker(&["network", "create", "one"]).ok();
+    run(&node, "box", &["--network", "one"], "serve");
+    run(&node, "peer", &["--network", "two"], "idle");
+    assert_eq!(
+        address(&node, "peer", "two").to_string(),
+        "10.5.0.130",
+        "within the range, but not the printer's"
+    );
+    let inside = netns(&node, "box");
+    let links = |inside: &Netns| {
+        let text = inside.ip(&["-o", "-4", "addr"]);
+        let names = text.lines().filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned));
+        names
+            .filter(|name| name != "lo")
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(links(&inside), ["eth0"]);
+    node.docker(&["network", "connect", "--alias", "helper", "--ip", "10.5.0.77", "two", "box"]).ok();
+    assert_eq!(links(&inside), ["eth0", "eth1"]);
+    let second: IpAddr = "10.5.0.77".parse().unwrap();
+    for name in ["box", "helper"] {
+        node.resolves(&netns(&node, "peer"), name, vec![second]);
+    }
+    assert_eq!(netns(&node, "peer").run(move || fetch((second, 80), "/index.html")).unwrap(), "busybox");
+    let hosts = node.docker(&["exec", "box", "cat", "/etc/hosts"]).ok();
+    assert!(hosts.contains("10.5.0.77"), "{hosts}");
+    refused(
+        &node,
+        &["network", "connect", "two", "box"],
+        1,
+        "endpoint with name box already exists in network two",
+    );
+    refused(&node, &["network", "connect", "nosuch", "box"], 1, "network nosuch not found");
+    refused(&node, &["network", "connect", "two", "nosuch"], 1, "No such container: nosuch");
+    node.kill_daemon();
+    node.start_daemon();
+    node.resolves(&netns(&node, "peer"), "helper", vec![second]);
+    // The first interface goes, the second stays what it is and has the way out now.
+    node.docker(&["network", "disconnect", "one", "box"]).ok();
+    assert_eq!(links(&inside), ["eth1"]);
+    assert_eq!(inside.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), format!("outside saw {NODE}"));
+    node.docker(&["network", "connect", "bridge", "box"]).ok();
+    assert_eq!(links(&inside), ["eth0", "eth1"], "the place that is free");
+    refused(&node, &["network", "disconnect", "one", "box"], 1, "is not connected to network one");
+    node.docker(&["network", "disconnect", "two", "box"]).ok();
+    node.resolves(&netns(&node, "peer"), "box", vec![]);
+    // What is changed while it does not run is found by the next start.
+    node.docker(&["stop", "-t", "1", "box"]).ok();
+    node.docker(&["network", "connect", "one", "box"]).ok();
+    node.docker(&["network", "disconnect", "bridge", "box"]).ok();
+    node.docker(&["start", "box"]).ok();
+    assert_eq!(links(&netns(&node, "box")), ["eth0"]);
+    let networks = node.inspect("container", "box")["NetworkSettings"]["Networks"].take();
+    assert_eq!(networks.as_object().unwrap().keys().collect::<Vec<_>>(), ["one"]);
+    node.docker(&["rm", "-f", "box", "peer"]).ok();
+    node.docker(&["network", "rm", "one", "two"]).ok();
+    node.finish();
+}
+
+#[test]
+fn a_lost_store_loses_no_network_that_somebody_is_on() {
+    let mut node = alone();
+    node.docker(&["network", "create", "--subnet", "10.5.0.0/24", "--label", "a=b", "net"]).ok();
+    run(&node, "web", &["--network", "net", "-p", "8080:80"], "serve");
+    run(&node, "client", &["--network", "net"], "idle");
+    let (before, pid) = (address(&node, "web", "net"), state(&node, "web")["Pid"].take());
+    node.kill_daemon();
+    std::fs::write(node.data_dir().join("node.redb"), b"not a database").unwrap();
+    node.start_daemon();
+    comes_to(&node, "web", "running");
+    wait_until(PATIENCE, "the container is on its network again", || {
+        let place = on(&node, "web", "net");
+        if place["IPAddress"] == before.to_string() { Ok(()) } else { Err(format!("{place:#}")) }
+    });
+    assert_eq!(state(&node, "web")["Pid"], pid, "it was not restarted");
+    node.resolves(&netns(&node, "client"), "web", vec![before.into()]);
+    assert_eq!(page(&netns(&node, "client"), before).unwrap(), "busybox");
+    assert_eq!(node.inspect("network", "net")["Labels"]["a"], "b");
+    node.docker(&["rm", "-f", "web", "client"]).ok();
+    node.docker(&["network", "rm", "net"]).ok();
+    node.finish();
+}
+
+#[test]
+fn networks_that_cannot_be_are_refused() {
+    let node = alone();
+    let create =
+        |flags: &[&str], text: &str| refused(&node, &[&["network", "create"], flags].concat(), 1, text);
+    node.docker(&["network", "create", "--subnet", "172.30.0.0/24", "--gateway", "172.30.0.254", "net"]).ok();
+    create(&["net"], "network with name net already exists");
+    create(&["bridge"], "network with name bridge already exists");
+    create(&["--subnet", "172.30.0.0/25", "n"], "Pool overlaps with other one on this address space");
+    create(&["--subnet", "10.1.2.3/24", "n"], "invalid subnet 10.1.2.3/24: it should be 10.1.2.0/24");
+    create(&["-o", "com.docker.network.bridge.name=eth0", "n"], "link eth0 exists already");
+    create(&["-o", "nonsense=1", "n"], "option nonsense of such a network is not supported");
+    create(&["-d", "macvlan", "-o", "parent=nosuch", "n"], "no interface nosuch on this node");
+    create(&["-d", "macvlan", "-o", "macvlan_mode=odd", "n"], "unknown macvlan mode: 'odd'");
+    create(&["-d", "ipvlan", "n"], "networks with driver ipvlan are not supported");
+    assert_eq!(node.netns.ip(&["-o", "link"]).matches(": br-").count(), 1, "nothing is left of them");
+    let join = |flags: &[&str], text: &str| {
+        refused(&node, &[&["run", "--rm"], flags, &["busybox", "true"]].concat(), 125, text);
+    };
+    join(&["--network", "net", "--ip", "172.30.0.254"], "Address already in use");
+    join(&["--network", "net", "--ip", "10.0.0.1"], "no configured subnet contains IP address 10.0.0.1");
+    join(&["--network-alias", "x"], "network-scoped alias");
+    node.docker(&["network", "rm", "net"]).ok();
+    node.finish();
+}
+
+/// A server of one page in a namespace.
+fn serve_in(netns: &Netns, at: Ipv4Addr) {
+    let listener = netns.run(move || TcpListener::bind((at, 80)).unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\nneighbour");
+        }
+    });
+}
+
+#[test]
+fn macvlan_containers_are_neighbours_of_the_nodes_neighbours() {
+    let mut node = alone();
+    // Somebody else on the node's own network.
+    node.world.netns.ip(&["addr", "add", "192.0.2.77/32", "dev", "lo"]);
+    serve_in(&node.world.netns, Ipv4Addr::new(192, 0, 2, 77));
+    let subnet = ["--subnet", "192.0.2.0/24", "--gateway", "192.0.2.1", "--ip-range", "192.0.2.128/26"];
+    let create = |flags: &[&str], name: &str| {
+        node.docker(&[&["network", "create", "-d", "macvlan"], flags, &[name]].concat()).ok()
+    };
+    create(&[&subnet[..], &["-o", "parent=eth0"]].concat(), "lan");
+    create(&["--subnet", "10.6.0.0/24", "-o", "parent=eth0", "-o", "macvlan_mode=private"], "private");
+    create(&["--subnet", "10.7.0.0/24"], "alone");
+    run(&node, "a1", &["--network", "lan"], "serve");
+    run(&node, "b1", &["--network", "lan", "--ip", "192.0.2.150"], "idle");
+    let check = |node: &Node| {
+        let a = address(node, "a1", "lan");
+        assert_eq!(a.to_string(), "192.0.2.128");
+        let b = netns(node, "b1");
+        node.resolves(&b, "a1", vec![a.into()]);
+        node.resolves(&b, "a1.lan", vec![a.into()]);
+        assert_eq!(page(&b, a).unwrap(), "busybox");
+        // The world sees them on the link, under their own addresses, and they see it.
+        assert_eq!(node.world.netns.run(move || fetch((a, 80), "/index.html")).unwrap(), "busybox");
+        assert_eq!(b.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), "outside saw 192.0.2.150");
+        node.resolves(&b, OUTSIDE_NAME, vec![OUTSIDE.into()]);
+        assert!(node.netns.run(move || fetch((a, 80), "/")).is_err(), "the node itself does not reach them");
+    };
+    check(&node);
+    node.kill_daemon();
+    node.start_daemon();
+    check(&node);
+    run(&node, "p1", &["--network", "private"], "serve");
+    run(&node, "q1", &["--network", "private"], "idle");
+    assert!(page(&netns(&node, "q1"), address(&node, "p1", "private")).is_err(), "private");
+    node.resolves(&netns(&node, "q1"), "p1", vec![address(&node, "p1", "private").into()]);
+    run(&node, "x1", &["--network", "alone"], "serve");
+    run(&node, "y1", &["--network", "alone"], "idle");
+    assert_eq!(page(&netns(&node, "y1"), address(&node, "x1", "alone")).unwrap(), "busybox");
+    assert!(!netns(&node, "y1").ip(&["route"]).contains("default"), "without a parent it leads nowhere");
+    assert_eq!(node.inspect("network", "alone")["Internal"], true);
+    let passthru = ["-o", "parent=eth0", "-o", "macvlan_mode=passthru"];
+    refused(
+        &node,
+        &[&["network", "create", "-d", "macvlan"], &passthru[..], &["whole"]].concat(),
+        1,
+        "passthru wants it for itself",
+    );
+    node.docker(&["network", "connect", "alone", "a1"]).ok();
+    node.resolves(&netns(&node, "y1"), "a1", vec![address(&node, "a1", "alone").into()]);
+    node.docker(&["rm", "-f", "a1", "b1", "p1", "q1", "x1", "y1"]).ok();
+    node.docker(&["network", "rm", "lan", "private", "alone"]).ok();
+    node.finish();
+}
+
+#[test]
+fn a_container_is_on_a_bridge_and_on_the_clusters_network() {
+    let node = Node::cluster();
+    node.docker(&["network", "create", "-d", "overlay", "--attachable", "wide"]).ok();
+    node.docker(&["network", "create", "near"]).ok();
+    node.service("app", 2, &["--network", "wide"], &["serve"]);
+    let vip = node.vip("app");
+    run(&node, "box", &["--network", "near", "-p", "8080:80"], "serve");
+    node.docker(&["network", "connect", "wide", "box"]).ok();
+    let inside = netns(&node, "box");
+    node.resolves(&inside, "app", vec![vip.into()]);
+    assert_eq!(inside.run(move || fetch((vip, 80), "/index.html")).unwrap(), "busybox");
+    assert_eq!(inside.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), format!("outside saw {NODE}"));
+    let wide = address(&node, "box", "wide");
+    let task = node.containers("app").remove(0);
+    node.resolves(&task.netns(), "box", vec![wide.into()]);
+    refused(
+        &node,
+        &["service", "create", "-d", "--network", "near", "busybox", "idle"],
+        1,
+        "network near not found",
+    );
+    node.docker(&["network", "disconnect", "near", "box"]).ok();
+    let stream = node.world.connect_from_client(SocketAddr::from((NODE, 8080))).unwrap();
+    shoal_e2e::web::fetch_over(stream, "/index.html").unwrap();
+    assert_eq!(inside.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), format!("outside saw {NODE}"));
+    node.docker(&["network", "disconnect", "wide", "box"]).ok();
+    node.resolves(&task.netns(), "box", vec![]);
+    node.docker(&["rm", "-f", "box"]).ok();
+    node.docker(&["network", "rm", "near"]).ok();
+    node.finish();
+}
