@@ -5,6 +5,7 @@
 
 mod comparison;
 mod converge;
+mod dns;
 mod median;
 mod mesh;
 mod meter;
@@ -31,8 +32,13 @@ enum Command {
     Mesh(MeshArgs),
     /// Virtual addresses: against the task's own, nftables DNAT and HAProxy
     Vip(VipArgs),
+    /// Names: our resolver against dnsmasq, unbound, aardvark-dns and an echo
+    Dns(DnsArgs),
     /// What one plan of the control loops costs in a cluster of 10,000 nodes; in memory, without nodes
     Plan,
+    /// The echo of `dns`, in the namespace of a container
+    #[command(hide = true)]
+    DnsEcho { port: u16 },
     /// The server of `vip`, in a container
     #[command(hide = true)]
     PeerServe,
@@ -100,6 +106,24 @@ struct VipArgs {
     files: Files,
 }
 
+#[derive(Debug, Args)]
+struct DnsArgs {
+    /// Numbers of names to measure with
+    #[arg(long, value_delimiter = ',', default_value = "10,1000,100000")]
+    names: Vec<u32>,
+    /// Up to so many are services of the cluster
+    #[arg(long, default_value_t = 1000)]
+    real: u32,
+    /// How often each server is measured
+    #[arg(long, default_value_t = 12)]
+    rounds: usize,
+    /// Seconds that each measurement takes
+    #[arg(long, default_value_t = 1)]
+    seconds: u64,
+    #[command(flatten)]
+    files: Files,
+}
+
 /// Where figures go beside the terminal.
 #[derive(Debug, Args)]
 struct Files {
@@ -114,6 +138,8 @@ struct Files {
 fn main() {
     match Command::parse() {
         Command::Vip(args) => compare(&vip::measure(&args), &args.files),
+        Command::Dns(args) => compare(&dns::measure(&args), &args.files),
+        Command::DnsEcho { port } => dns::echo::serve(port),
         Command::PeerServe => vip::peers::serve(),
         Command::PeerAsk { work, targets, milliseconds } => {
             vip::peers::ask(work, &targets, Duration::from_millis(milliseconds));

@@ -76,22 +76,27 @@ impl Answer {
 
 /// Asks the resolver of the namespace this thread is in.
 pub fn ask(name: &str, kind: u16, transport: Transport) -> std::io::Result<Answer> {
+    ask_at(RESOLVER, name, kind, transport)
+}
+
+/// Asks a server.
+pub fn ask_at(server: &str, name: &str, kind: u16, transport: Transport) -> std::io::Result<Answer> {
     let query = query(name, kind);
     let reply = match transport {
         Transport::Udp => {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_read_timeout(Some(TIMEOUT))?;
             // Unconnected on purpose: the reply must come from the address that was asked.
-            socket.send_to(&query, RESOLVER)?;
+            socket.send_to(&query, server)?;
             let mut buffer = [0; 4096];
             let (length, from) = socket.recv_from(&mut buffer)?;
-            if from.to_string() != RESOLVER {
+            if from.to_string() != server {
                 return Err(std::io::Error::other(format!("reply came from {from}")));
             }
             buffer[..length].to_vec()
         }
         Transport::Tcp => {
-            let mut stream = TcpStream::connect(RESOLVER)?;
+            let mut stream = TcpStream::connect(server)?;
             stream.set_read_timeout(Some(TIMEOUT))?;
             stream.write_all(&(query.len() as u16).to_be_bytes())?;
             stream.write_all(&query)?;
