@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
@@ -17,6 +17,8 @@ use crate::answer::Transport;
 const CONNECTIONS_MAX: usize = 256;
 /// A connection on which nothing happens for this long is closed.
 const IDLE: Duration = Duration::from_secs(10);
+/// Answers wait for each other up to this many bytes.
+const TOGETHER_BYTES: usize = 16 << 10;
 /// After a failure to accept (no descriptors left), before the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -48,23 +50,32 @@ pub(super) async fn serve(listener: TcpListener, serving: Arc<Serving>) {
 
 async fn serve_connection(stream: TcpStream, serving: Arc<Serving>) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let (mut reader, writer) = stream.into_split();
-    let writer: Writer = Arc::new(Mutex::new(writer));
+    let (reader, writer) = stream.into_split();
+    let (mut reader, writer) = (BufReader::new(reader), Writer::new(Mutex::new(writer)));
     let mut asked = tokio::task::JoinSet::new();
+    let (mut packet, mut reply, mut frames) = (Vec::new(), Vec::new(), Vec::new());
     loop {
-        let received = timeout(IDLE, read_frame(&mut reader)).await;
+        // Questions that have come together are answered together.
+        if !has_frame(reader.buffer()) || frames.len() > TOGETHER_BYTES {
+            write(&writer, &frames).await?;
+            frames.clear();
+        }
+        let received = timeout(IDLE, read_frame(&mut reader, &mut packet)).await;
         while asked.try_join_next().is_some() {}
         match received {
-            Ok(Ok(packet)) => {
-                let mut reply = Vec::new();
+            Ok(Ok(())) => {
                 let handled = SCRATCH.with_borrow_mut(|scratch| {
                     serving.handle(&packet, Transport::Tcp, &mut scratch.random, &mut reply)
                 });
                 match handled {
-                    Handled::Reply => write_frame(&writer, &reply).await?,
+                    Handled::Reply => push_frame(&mut frames, &reply)?,
                     Handled::Ask(question) => {
                         let writer = writer.clone();
-                        asked.spawn(async move { write_frame(&writer, &question.ask().await).await });
+                        asked.spawn(async move {
+                            let mut frame = Vec::new();
+                            push_frame(&mut frame, &question.ask().await)?;
+                            write(&writer, &frame).await
+                        });
                     }
                     Handled::Nothing => {}
                 }
@@ -78,18 +89,49 @@ async fn serve_connection(stream: TcpStream, serving: Arc<Serving>) -> io::Resul
     }
 }
 
-async fn read_frame(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
-    let length = reader.read_u16().await?;
-    let mut packet = vec![0; length.into()];
-    reader.read_exact(&mut packet).await?;
-    Ok(packet)
+/// The next frame is there as a whole.
+fn has_frame(bytes: &[u8]) -> bool {
+    match bytes {
+        [high, low, rest @ ..] => rest.len() >= usize::from(u16::from_be_bytes([*high, *low])),
+        _ => false,
+    }
 }
 
-async fn write_frame(writer: &Writer, reply: &[u8]) -> io::Result<()> {
+async fn read_frame(reader: &mut BufReader<OwnedReadHalf>, packet: &mut Vec<u8>) -> io::Result<()> {
+    let length = reader.read_u16().await?;
+    packet.resize(length.into(), 0);
+    reader.read_exact(packet).await?;
+    Ok(())
+}
+
+fn push_frame(frames: &mut Vec<u8>, reply: &[u8]) -> io::Result<()> {
     let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
-    let mut frame = Vec::with_capacity(reply.len() + 2);
-    frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(reply);
+    frames.extend_from_slice(&length.to_be_bytes());
+    frames.extend_from_slice(reply);
+    Ok(())
+}
+
+async fn write(writer: &Writer, frames: &[u8]) -> io::Result<()> {
+    if frames.is_empty() {
+        return Ok(());
+    }
     let mut writer = writer.lock().await;
-    timeout(IDLE, writer.write_all(&frame)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    timeout(IDLE, writer.write_all(frames)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_there_when_its_last_byte_is() {
+        for (bytes, whole) in
+            [(&[][..], false), (&[0], false), (&[0, 0], true), (&[0, 2, 7], false), (&[0, 2, 7, 7], true)]
+        {
+            assert_eq!(has_frame(bytes), whole, "{bytes:?}");
+        }
+        let mut frames = Vec::new();
+        push_frame(&mut frames, &[7, 7]).unwrap();
+        assert_eq!(frames, [0, 2, 7, 7]);
+    }
 }
