@@ -2,6 +2,7 @@
 
 mod change;
 mod failure;
+mod hard;
 mod matrix;
 mod mesh;
 mod placement;
