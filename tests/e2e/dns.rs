@@ -212,3 +212,45 @@ fn nobody_notices_that_the_daemon_was_killed() {
     assert_eq!(node.helpers("resolver"), resolver, "the resolver is the same process throughout");
     node.finish();
 }
+
+#[test]
+fn all_names_also_the_tasks_that_are_not_healthy_yet() {
+    let node = Node::cluster();
+    node.docker(&["network", "create", "-d", "overlay", "--attachable", "appnet"]).ok();
+    let check =
+        ["--health-cmd", "test -e /tmp/well", "--health-interval", "200ms", "--health-retries", "9999"];
+    node.create_service("app", 1, &[&["--network", "appnet"], &check[..]].concat(), &["idle"]);
+    let client = node.service("client", 1, &["--network", "appnet"], &["idle"]).remove(0).netns();
+    let task = wait_until(PATIENCE, "the task's container is there", || {
+        node.containers("app").pop().ok_or_else(|| "no container".to_owned())
+    });
+    let own = wait_until(PATIENCE, "it has its address", || {
+        let found = client.run(|| ask("all.app", A, Transport::Udp)).map_err(|error| error.to_string())?;
+        found.addresses().pop().ok_or_else(|| format!("{found:?}"))
+    });
+    node.resolves(&client, "tasks.app", vec![]);
+    node.exec(&task, &["touch", "/tmp/well"]).ok();
+    node.resolves(&client, "tasks.app", vec![own]);
+    node.resolves(&client, "ALL.app.appnet", vec![own]);
+    // Who has the name has it.
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "guest",
+        "--network",
+        "appnet",
+        "--network-alias",
+        "all.app",
+        "busybox",
+        "idle",
+    ];
+    node.docker(&run).ok();
+    let detail = node.inspect("container", "guest");
+    let guest =
+        detail["NetworkSettings"]["Networks"]["appnet"]["IPAddress"].as_str().unwrap().parse().unwrap();
+    node.resolves(&client, "all.app", vec![guest]);
+    node.docker(&["rm", "-f", "guest"]).ok();
+    node.resolves(&client, "all.app", vec![own]);
+    node.finish();
+}

@@ -279,6 +279,41 @@ fn a_running_container_joins_and_leaves_networks() {
 }
 
 #[test]
+fn links_and_the_nodes_own_name_are_for_who_asked() {
+    let node = alone();
+    node.docker(&["network", "create", "net"]).ok();
+    run(&node, "web", &["--network", "net"], "serve");
+    let own = ["--network", "net", "--link", "web:Backend", "--add-host", "node:host-gateway"];
+    run(&node, "client", &own, "idle");
+    run(&node, "other", &["--network", "net"], "idle");
+    let web = address(&node, "web", "net");
+    node.resolves(&netns(&node, "client"), "backend", vec![web.into()]);
+    node.resolves(&netns(&node, "other"), "backend", vec![]);
+    let hosts = node.docker(&["exec", "client", "cat", "/etc/hosts"]).ok();
+    assert!(hosts.contains("172.18.0.1\tnode"), "{hosts}");
+    // The other one comes back with another address, and the link leads there.
+    node.docker(&["stop", "-t", "1", "web"]).ok();
+    node.resolves(&netns(&node, "client"), "backend", vec![]);
+    node.docker(&["start", "web"]).ok();
+    let again = address(&node, "web", "net");
+    assert_ne!(again, web, "an address rests");
+    node.resolves(&netns(&node, "client"), "backend", vec![again.into()]);
+    let link = |network: &str, link: &str| {
+        ["run", "--rm", "--network", network, "--link", link, "busybox", "true"].map(str::to_owned)
+    };
+    for (arguments, text) in [
+        (link("net", "nosuch:x"), "could not get container for nosuch: No such container: nosuch"),
+        (link("bridge", "web:x"), "links on the default network are not supported"),
+    ] {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        refused(&node, &arguments, 125, text);
+    }
+    node.docker(&["rm", "-f", "web", "client", "other"]).ok();
+    node.docker(&["network", "rm", "net"]).ok();
+    node.finish();
+}
+
+#[test]
 fn a_lost_store_loses_no_network_that_somebody_is_on() {
     let mut node = alone();
     node.docker(&["network", "create", "--subnet", "10.5.0.0/24", "--label", "a=b", "net"]).ok();
@@ -398,9 +433,17 @@ fn macvlan_containers_are_neighbours_of_the_nodes_neighbours() {
 fn a_container_is_on_a_bridge_and_on_the_clusters_network() {
     let node = Node::cluster();
     node.docker(&["network", "create", "-d", "overlay", "--attachable", "wide"]).ok();
-    node.docker(&["network", "create", "near"]).ok();
     node.service("app", 2, &["--network", "wide"], &["serve"]);
+    node.docker(&["network", "create", "near"]).ok();
+    refused(
+        &node,
+        &["network", "create", "--subnet", "172.18.9.0/24", "far"],
+        1,
+        "Pool overlaps with other one",
+    );
     let vip = node.vip("app");
+    // The tasks' way out has another subnet.
+    assert_eq!(node.inspect("network", "near")["IPAM"]["Config"][0]["Subnet"], "172.19.0.0/16");
     run(&node, "box", &["--network", "near", "-p", "8080:80"], "serve");
     node.docker(&["network", "connect", "wide", "box"]).ok();
     let inside = netns(&node, "box");

@@ -301,6 +301,11 @@ impl Agent {
             let other = self.find_container(other).await?;
             spec.shares = Some(other.container.config.id.to_string());
         }
+        for link in &mut spec.links {
+            // By name: its id is no name of it.
+            let found = self.find_container(&link.target).await;
+            link.target = found.map_err(|_| Error::NoSuchLink(link.target.clone()))?.name().to_owned();
+        }
         self.finish(|node| async move { node.plains.create(&node, name, spec).await }).await
     }
 

@@ -118,6 +118,9 @@ pub enum Error {
     )]
     SharesNetwork,
     /// Docker's text.
+    #[error("could not get container for {0}: No such container: {0}")]
+    NoSuchLink(String),
+    /// Docker's text.
     #[error("cannot join network of a non running container: {0}")]
     OtherNotRunning(String),
     /// The node is in no cluster.

@@ -65,6 +65,7 @@ pub use host_ports::Binding;
 pub use local::{LocalDriver, LocalNetwork, LocalSpec};
 pub use plain::{ContainerEvent, NetworkMode, Place, PlainSpec, Restart, WaitFor};
 pub use reset::reset;
+pub use sandbox::Link;
 pub use session::SessionState;
 pub use standing::OutOfService;
 pub use view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};

@@ -100,7 +100,7 @@ async fn place(node: &Node, record: &TaskRecord, task: &Task) -> Result<Place> {
     }
     let hostname = sandbox::hostname(&task.spec.container, record.container.short());
     Ok(Place {
-        hosts: sandbox::hosts(task, &hostname, gateway_address(&made)),
+        hosts: sandbox::hosts(task, &hostname, gateway_address(&made), node_address(node, task, &made)),
         netns: Some(made.path),
         hostname,
         resolv_conf: file.text,
@@ -178,6 +178,21 @@ pub(crate) async fn serve(node: &Node, tenant: Tenant<'_>, netns: &Path, file: &
 pub(crate) fn gateway_address(sandbox: &Sandbox) -> Option<IpAddr> {
     let link = sandbox.links.iter().find(|link| link.network.is_none())?;
     link.address.map(|address| address.addr())
+}
+
+/// Where the tenant of a sandbox reaches the node itself: the gateway of its way out.
+pub(crate) fn node_address<'a>(
+    node: &Node,
+    tenant: impl Into<Tenant<'a>>,
+    sandbox: &Sandbox,
+) -> Option<IpAddr> {
+    let tables = node.tables.in_force().borrow().clone();
+    if let Some(gateway) = sandbox::own_gateway(tenant.into(), &tables) {
+        return Some(gateway);
+    }
+    // The gateway link's first address is the bridge's.
+    let link = sandbox.links.iter().find(|link| link.network.is_none())?;
+    link.address?.trunc().hosts().next()
 }
 
 /// Where the node itself reaches a sandbox: on its gateway link, or on the ingress network, which is one.

@@ -193,6 +193,7 @@ mod tests {
             vip_v6: None,
             ports: published.iter().map(port).collect(),
             backends: BTreeSet::new(),
+            others: Default::default(),
             policy: Default::default(),
         };
         table.services.insert(ServiceId::new("s1"), entry);

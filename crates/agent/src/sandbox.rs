@@ -1,11 +1,12 @@
 //! What a sandbox looks like, as pure functions of who lives in it and the tables in force.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 
-use shoal_model::{Attachment, ContainerSpec, Labels, NetworkId, NetworkTable, NodeId, Task};
+use serde::{Deserialize, Serialize};
+use shoal_model::{Attachment, ContainerSpec, Driver, Labels, NetworkId, NetworkTable, NodeId, Task};
 use shoal_network::{SandboxAttachment, SandboxConfig};
 use shoal_resolver::feed::SandboxView;
 use shoal_resolver::resolv_conf::ContainerFile;
@@ -23,6 +24,16 @@ pub(crate) struct Tenant<'a> {
     pub spec: &'a ContainerSpec,
     /// Without a way out, whatever its networks have.
     pub secluded: bool,
+    /// Names of its own for other containers' names.
+    pub links: &'a [Link],
+}
+
+/// A name of a container's own for another container (Docker's `--link`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub alias: String,
+    /// A name of the other container on a network that both are on.
+    pub target: String,
 }
 
 impl<'a> From<&'a Task> for Tenant<'a> {
@@ -32,6 +43,7 @@ impl<'a> From<&'a Task> for Tenant<'a> {
             attachments: &task.attachments,
             spec: &task.spec.container,
             secluded: false,
+            links: &[],
         }
     }
 }
@@ -104,6 +116,21 @@ fn way_out<'a>(tenant: Tenant<'a>, tables: &'a Networks) -> Option<(&'a NetworkI
     Some((&attachment.network, gateways.collect()))
 }
 
+/// The node's own address on the network that the tenant's way out leads over; `None` where that is the gateway
+/// link, or none of the node's.
+pub(crate) fn own_gateway(tenant: Tenant<'_>, tables: &Networks) -> Option<IpAddr> {
+    let gateway = |table: &NetworkTable| {
+        table.config.pools.iter().filter_map(|pool| pool.gateway).find(IpAddr::is_ipv4)
+    };
+    let joined = tenant.attachments.iter().filter_map(|at| tables.get(&at.network));
+    if let Some(ingress) = joined.clone().find(|table| table.config.ingress) {
+        return gateway(ingress);
+    }
+    let (network, _) = way_out(tenant, tables)?;
+    let table = tables.get(network)?;
+    gateway(table).filter(|_| matches!(table.config.driver, Driver::Bridge(_)))
+}
+
 /// No network of the tenant leads out of the cluster.
 fn is_internal(tenant: Tenant<'_>, tables: &Networks) -> bool {
     let mut all =
@@ -126,6 +153,11 @@ pub(crate) fn view<'a>(
         upstreams: file.upstreams.clone(),
         ndots_set: file.ndots_set,
         internal: is_internal(tenant, tables),
+        links: tenant
+            .links
+            .iter()
+            .map(|link| (link.alias.to_ascii_lowercase(), link.target.to_ascii_lowercase()))
+            .collect(),
     }
 }
 
@@ -142,7 +174,14 @@ pub(crate) fn hostname(spec: &ContainerSpec, default: &str) -> String {
 
 /// `/etc/hosts` as Docker writes it: localhost, what the user adds, the container itself. `gateway` is
 /// the address of the gateway link, for a container that has no other.
-pub(crate) fn hosts<'a>(tenant: impl Into<Tenant<'a>>, hostname: &str, gateway: Option<IpAddr>) -> String {
+///
+/// `node` is where the node itself is reached from inside (`host-gateway`).
+pub(crate) fn hosts<'a>(
+    tenant: impl Into<Tenant<'a>>,
+    hostname: &str,
+    gateway: Option<IpAddr>,
+    node: Option<IpAddr>,
+) -> String {
     let tenant = tenant.into();
     let mut text = "127.0.0.1\tlocalhost\n\
         ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -151,7 +190,7 @@ pub(crate) fn hosts<'a>(tenant: impl Into<Tenant<'a>>, hostname: &str, gateway: 
         ff02::1\tip6-allnodes\n\
         ff02::2\tip6-allrouters\n"
         .to_owned();
-    text += &extra_hosts(tenant.spec);
+    text += &extra_hosts(tenant.spec, node);
     let short = hostname.split('.').next().unwrap_or(hostname);
     let names = if short == hostname { hostname.to_owned() } else { format!("{hostname} {short}") };
     let attached = tenant.attachments.iter().flat_map(|at| [Some(at.address), at.address_v6]).flatten();
@@ -168,12 +207,23 @@ pub(crate) fn hosts<'a>(tenant: impl Into<Tenant<'a>>, hostname: &str, gateway: 
 /// `/etc/hosts` on the host network: the node's own names, and what the user adds.
 pub(crate) fn host_hosts(spec: &ContainerSpec, node_text: &str) -> String {
     let end = if node_text.is_empty() || node_text.ends_with('\n') { "" } else { "\n" };
-    format!("{node_text}{end}{}", extra_hosts(spec))
+    format!("{node_text}{end}{}", extra_hosts(spec, Some(IpAddr::V4(Ipv4Addr::LOCALHOST))))
 }
 
-fn extra_hosts(spec: &ContainerSpec) -> String {
-    let line = |line: &String| line.split_whitespace().collect::<Vec<_>>().join("\t") + "\n";
-    spec.hosts.iter().map(line).collect()
+/// The value of `--add-host` that stands for the node's address, as the container sees it.
+const HOST_GATEWAY: &str = "host-gateway";
+
+/// A name for a node that cannot be reached is left out.
+fn extra_hosts(spec: &ContainerSpec, node: Option<IpAddr>) -> String {
+    let line = |line: &String| {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let address = match words.next()? {
+            text if text == HOST_GATEWAY => node?.to_string(),
+            text => text,
+        };
+        Some(std::iter::once(address).chain(words).collect::<Vec<_>>().join("\t") + "\n")
+    };
+    spec.hosts.iter().filter_map(line).collect()
 }
 
 /// The labels Docker's swarm puts on a task's container (`executor/container/container.go`).
@@ -254,14 +304,14 @@ mod tests {
     #[test]
     fn hosts_names_the_container_itself_last() {
         let mut task = on(&[("n1", "10.0.1.5/24")]);
-        task.spec.container.hosts = vec!["1.2.3.4 db  backup".to_owned()];
-        let text = hosts(&task, "box.example.org", None);
+        task.spec.container.hosts = vec!["1.2.3.4 db  backup".to_owned(), "host-gateway node".to_owned()];
+        let text = hosts(&task, "box.example.org", None, Some([172, 18, 0, 1].into()));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "127.0.0.1\tlocalhost");
-        assert_eq!(lines[6..], ["1.2.3.4\tdb\tbackup", "10.0.1.5\tbox.example.org box"]);
+        assert_eq!(lines[6..], ["1.2.3.4\tdb\tbackup", "172.18.0.1\tnode", "10.0.1.5\tbox.example.org box"]);
         assert_eq!(
             host_hosts(&task.spec.container, "192.0.2.10 node"),
-            "192.0.2.10 node\n1.2.3.4\tdb\tbackup\n"
+            "192.0.2.10 node\n1.2.3.4\tdb\tbackup\n127.0.0.1\tnode\n"
         );
     }
 }

@@ -93,6 +93,7 @@ pub(crate) fn service(name: &str, vip: Option<&str>, backends: &[&str]) -> Servi
         vip_v6: None,
         ports: Vec::new(),
         backends: backends.iter().map(EndpointId::new).collect(),
+        others: Default::default(),
         policy: shoal_model::Policy::default(),
     }
 }

@@ -126,6 +126,8 @@ impl From<shoal_agent::Error> for ApiError {
             shoal_agent::Error::NetworkOption(_)
             | shoal_agent::Error::AddressOutside(_)
             | shoal_agent::Error::SharesNetwork
+            // Docker's 404 would have the client pull the image.
+            | shoal_agent::Error::NoSuchLink(_)
             | shoal_agent::Error::NoPool => Self::bad_request(error.to_string()),
             shoal_agent::Error::NetworkRefused(_)
             | shoal_agent::Error::NetworkInUse { .. }

@@ -113,13 +113,15 @@ fn service_entry(
         // Without its address it would look like one that resolves to its tasks.
         return None;
     }
+    let backends = backends(state, network, service, avoided);
     Some(ServiceEntry {
         name: service.spec.name.clone(),
         aliases: target.aliases.clone(),
         vip,
         vip_v6,
         ports: Vec::new(),
-        backends: backends(state, network, service, avoided),
+        others: others(state, network, service, &backends),
+        backends,
         policy: policy(service),
     })
 }
@@ -147,6 +149,7 @@ fn ingress_entry(
         vip_v6,
         ports,
         backends: backends(state, network, service, avoided),
+        others: BTreeSet::new(),
         policy: policy(service),
     })
 }
@@ -166,6 +169,20 @@ fn backends(state: &State, network: &Network, service: &Service, avoided: &Avoid
     };
     let tasks = state.service_tasks(&service.id).filter(takes_connections);
     tasks.map(|task| EndpointId::from(&task.id)).collect()
+}
+
+/// Its tasks on the network that are not among the backends.
+fn others(
+    state: &State,
+    network: &Network,
+    service: &Service,
+    backends: &BTreeSet<EndpointId>,
+) -> BTreeSet<EndpointId> {
+    let present = |task: &&Arc<Task>| {
+        is_held(task) && attachment(task, &network.id).is_some() && reachable_node(state, task).is_some()
+    };
+    let tasks = state.service_tasks(&service.id).filter(present).map(|task| EndpointId::from(&task.id));
+    tasks.filter(|id| !backends.contains(id)).collect()
 }
 
 fn attachment<'a>(task: &'a Task, network: &NetworkId) -> Option<&'a Attachment> {

@@ -149,6 +149,9 @@ pub struct ServiceEntry {
     pub ports: Vec<PortConfig>,
     /// The endpoints that take new connections.
     pub backends: BTreeSet<EndpointId>,
+    /// Its other endpoints on the network: not healthy yet, or not any more.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub others: BTreeSet<EndpointId>,
     #[serde(default)]
     pub policy: Policy,
 }
@@ -274,6 +277,7 @@ impl NetworkTable {
     pub fn without(&self, withdrawn: &BTreeSet<EndpointId>) -> Self {
         let mut table = self.clone();
         for service in table.services.values_mut() {
+            service.others.extend(service.backends.intersection(withdrawn).cloned());
             service.backends.retain(|backend| !withdrawn.contains(backend));
         }
         for (id, endpoint) in &mut table.endpoints {

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
 use shoal_model::{NetworkId, NetworkTable, NodeId, Protocol};
 use tokio::sync::{Mutex, watch};
 
@@ -18,7 +20,7 @@ use crate::mtu::Size;
 use crate::netlink::Netlink;
 use crate::netns::{Directory, Namespace};
 use crate::overlay::{self, Overlay, Remotes};
-use crate::owner::{GATEWAY, INGRESS_TUNNEL, netns_name};
+use crate::owner::{GATEWAY, INGRESS_TUNNEL, is_node_link, netns_name};
 use crate::state::{Found, State, has_gateway};
 use crate::tables::{Held, Tables};
 use crate::{
@@ -228,6 +230,24 @@ impl Fabric {
     pub async fn forget_flows(&self, backend: IpAddr) -> Result<()> {
         let doomed = move |flow: &Flow| flow.reply.source == backend;
         conntrack::delete(&self.inner.namespace, Look::All, doomed).await.map(drop)
+    }
+
+    /// What the node's own namespace has addresses in and routes to, the default route aside; and those of these
+    /// subnets that the cluster's own bridges have.
+    pub async fn occupied(&self) -> Result<(Vec<IpNet>, Vec<IpNet>)> {
+        let netlink = &self.inner.netlink;
+        let links = netlink.links().await?;
+        let ours: BTreeSet<u32> =
+            links.iter().filter(|link| is_node_link(&link.name)).map(|link| link.index).collect();
+        let addresses = netlink.addresses().await?;
+        let own = addresses.iter().filter(|(index, _)| ours.contains(index));
+        let own = own.map(|(_, address)| address.trunc()).collect();
+        let mut all: Vec<IpNet> = addresses.iter().map(|(_, address)| address.trunc()).collect();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let routes = netlink.routes(family).await?.into_iter().map(|route| route.destination);
+            all.extend(routes.filter(|destination| destination.prefix_len() > 0));
+        }
+        Ok((all, own))
     }
 
     /// The addresses of the node's own namespace, loopback aside.

@@ -61,6 +61,10 @@ impl Names {
             for service in table.services.values() {
                 names.add_service(service, table);
             }
+            // After everything else: a name that somebody has wins.
+            for service in table.services.values() {
+                names.add_all(service, table);
+            }
         }
         names
     }
@@ -130,6 +134,18 @@ impl Names {
         for name in std::iter::once(&service.name).chain(&service.aliases) {
             self.add(name, own, ttl);
             self.add(&format!("tasks.{name}"), &backends, TASKS_TTL);
+        }
+    }
+
+    /// `all.<name>`: every task of the service, also one that is not healthy yet.
+    fn add_all(&mut self, service: &ServiceEntry, table: &NetworkTable) {
+        let tasks = service.backends.iter().chain(&service.others);
+        let all: Vec<IpAddr> = tasks.filter_map(|id| table.endpoints.get(id)).flat_map(addresses).collect();
+        let own = std::iter::once(&service.name).chain(&service.aliases).map(|name| format!("all.{name}"));
+        let free: Vec<String> =
+            own.filter(|name| !self.entries.contains_key(&name.to_ascii_lowercase())).collect();
+        for name in free {
+            self.add(&name, &all, TASKS_TTL);
         }
     }
 

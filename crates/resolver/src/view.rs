@@ -1,5 +1,6 @@
 //! What one sandbox sees: its networks in order, and how names resolve over them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub struct View {
     /// `ndots` was chosen by a user: unknown single labels are not forwarded, since the client will
     /// come back with its search domains.
     pub ndots_set: bool,
+    /// Names of the sandbox's own for others' names (Docker's links), in lower case: they go before all others.
+    pub links: Arc<BTreeMap<String, String>>,
 }
 
 impl View {
@@ -30,9 +33,10 @@ impl View {
         Self { networks, ..Self::default() }
     }
 
-    /// Finds a lower-cased name without trailing dot, as Docker's sandboxes do: as it stands on every
-    /// network; then as `<name>.<network>`, split at the last dot, the one before it, and so on.
+    /// Finds a lower-cased name without trailing dot, as Docker's sandboxes do: what it is a link to, if it is
+    /// one; as it stands on every network; then as `<name>.<network>`, split at the last dot, the one before it, and so on.
     pub(crate) fn find<T>(&self, name: &str, found: impl FnOnce(&Names, &Entry) -> T) -> Option<T> {
+        let name = self.links.get(name).map_or(name, String::as_str);
         for network in &self.networks {
             let names = network.load();
             if let Some(entry) = names.get(name) {

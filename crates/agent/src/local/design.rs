@@ -56,6 +56,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) present: Vec<(&'a NetworkId, &'a TableConfig)>,
     /// Where the node's routes lead, and the subnets of other networks on it.
     pub(crate) taken: Vec<IpNet>,
+    /// Subnets of the node's other bridges.
+    pub(crate) own: Vec<IpNet>,
 }
 
 /// What the network is made of, with every default filled in.
@@ -187,7 +189,7 @@ fn pools(id: &NetworkId, spec: &LocalSpec, around: &Surroundings<'_>) -> Result<
     };
     let mut pools = spec.pools.clone();
     for pool in &pools {
-        let clashes = own().any(|other| overlaps(&other, &pool.subnet));
+        let clashes = own().chain(around.own.iter().copied()).any(|other| overlaps(&other, &pool.subnet));
         // Networks on different interfaces may well have the same addresses.
         if clashes && spec.driver == LocalDriver::Bridge {
             return Err(Error::NetworkRefused(
@@ -308,6 +310,7 @@ mod tests {
         let around = Surroundings {
             present: present.iter().map(|(id, config)| (id, config)).collect(),
             taken: vec!["172.18.4.0/24".parse().unwrap()],
+            own: vec!["172.31.0.0/16".parse().unwrap()],
         };
         design(id, spec, &around, Timestamp::UNIX_EPOCH)
     }
@@ -334,6 +337,11 @@ mod tests {
         };
         let refused = make(&id("d"), same, &present).unwrap_err().to_string();
         assert_eq!(refused, "Pool overlaps with other one on this address space");
+        let gateways = LocalSpec {
+            pools: vec![AddressPool::new("172.31.3.0/24".parse().unwrap())],
+            ..spec("four", LocalDriver::Bridge)
+        };
+        assert!(matches!(make(&id("e"), gateways, &present), Err(Error::NetworkRefused(_))));
         assert!(matches!(
             make(&id("e"), spec("one", LocalDriver::Bridge), &present),
             Err(Error::NetworkExists(name)) if name == "one"

@@ -43,7 +43,7 @@ pub(crate) struct Wanted<'a> {
 
 pub(crate) struct Locals {
     networks: Mutex<BTreeMap<NetworkId, Present>>,
-    /// Names that a network is being made with.
+    /// Of the tables' versions; another one in each process, since revisions begin anew.
     epoch: u64,
 }
 
@@ -171,7 +171,7 @@ impl Locals {
     /// Makes a network.
     pub(crate) async fn create(&self, node: &Arc<Node>, spec: LocalSpec) -> Result<NetworkId> {
         let id = NetworkId::new(IdGenerator::from_os().container_id().as_str());
-        let network = self.enter(node, &id, spec)?;
+        let network = self.enter(node, &id, spec, node.fabric.occupied().await?)?;
         if let Err(error) = self.build(node, &network).await {
             lock(&self.networks).remove(&id);
             if let Err(error) = node.fabric.remove_network(&id).await {
@@ -196,13 +196,20 @@ impl Locals {
     }
 
     /// One step: that the name is free, and that it is taken.
-    fn enter(&self, node: &Node, id: &NetworkId, spec: LocalSpec) -> Result<LocalNetwork> {
+    fn enter(
+        &self,
+        node: &Node,
+        id: &NetworkId,
+        spec: LocalSpec,
+        (occupied, own): (Vec<IpNet>, Vec<IpNet>),
+    ) -> Result<LocalNetwork> {
         let mut networks = lock(&self.networks);
         let tables = node.tables.in_force().borrow().clone();
         let pools = tables.values().flat_map(|table| &table.config.pools).map(|pool| pool.subnet);
         let around = Surroundings {
             present: networks.iter().map(|(id, present)| (id, &present.config)).collect(),
-            taken: node.fabric.own_network().borrow().routes.iter().copied().chain(pools).collect(),
+            taken: occupied.into_iter().chain(pools).collect(),
+            own,
         };
         let config = design(id, spec, &around, Timestamp::now())?;
         networks.insert(id.clone(), Present::new(config.clone()));

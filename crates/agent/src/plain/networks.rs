@@ -221,7 +221,8 @@ pub(super) async fn surround(node: &Node, record: &PlainRecord) -> Result<(Strin
     }
     let file = prepare::resolv_conf(node, &spec.dns).await?;
     let made = prepare::make_sandbox(node, record.tenant(), &file).await?;
-    let hosts = hosts(record, prepare::gateway_address(&made));
+    let own = prepare::node_address(node, record.tenant(), &made);
+    let hosts = hosts(record, prepare::gateway_address(&made), own);
     let resolv_conf = match prepare::has_resolver(node, record.tenant()) {
         true => file.text,
         false => prepare::default_resolv_conf(node, &spec.dns).await?,
@@ -301,7 +302,7 @@ fn check(record: &PlainRecord, image: Option<&Image>) -> Option<Healthcheck> {
 }
 
 /// `/etc/hosts` of a container with a sandbox.
-pub(super) fn hosts(record: &PlainRecord, gateway: Option<IpAddr>) -> String {
+fn hosts(record: &PlainRecord, gateway: Option<IpAddr>, node: Option<IpAddr>) -> String {
     let hostname = sandbox::hostname(&record.spec.container, record.id.short());
-    sandbox::hosts(record.tenant(), &hostname, gateway)
+    sandbox::hosts(record.tenant(), &hostname, gateway, node)
 }

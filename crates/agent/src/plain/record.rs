@@ -11,7 +11,7 @@ use shoal_model::{
 
 use crate::host_ports::Binding;
 use crate::local::LocalNetwork;
-use crate::sandbox::Tenant;
+use crate::sandbox::{Link, Tenant};
 
 /// What a user declared with `docker run` or `docker create`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub struct PlainSpec {
     pub restart: Restart,
     /// Its input ends with that of the first client attached to it.
     pub stdin_once: bool,
+    /// Names of its own for other containers.
+    #[serde(default)]
+    pub links: Vec<Link>,
 }
 
 impl PlainSpec {
@@ -214,6 +217,7 @@ impl PlainRecord {
             attachments: &self.attachments,
             spec: &self.spec.container,
             secluded: self.spec.network == NetworkMode::None,
+            links: &self.spec.links,
         }
     }
 }

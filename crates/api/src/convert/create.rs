@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use shoal_agent::{Binding, NetworkMode, Place, PlainSpec, Restart};
+use shoal_agent::{Binding, Link, NetworkMode, Place, PlainSpec, Restart};
 use shoal_model as model;
 use shoal_model::{DnsConfig, MountKind, Propagation, Protocol, Resources};
 
@@ -29,6 +29,7 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
     if image.is_empty() {
         return Err(ApiError::bad_request("no image specified"));
     }
+    let links = links(&host, network)?;
     let (command, args) = command(request.entrypoint.unwrap_or_default(), request.cmd.unwrap_or_default())?;
     let restart = restart(host.restart_policy.clone().unwrap_or_default())?;
     let auto_remove = host.auto_remove.unwrap_or_default();
@@ -76,6 +77,7 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
         auto_remove,
         restart,
         stdin_once: request.stdin_once.unwrap_or_default(),
+        links,
     })
 }
 
@@ -168,6 +170,25 @@ fn networks(host: &wire::HostConfig, config: wire::NetworkingConfig) -> Result<N
     Ok((own, further, shares))
 }
 
+/// `container:alias`, or `container`. On a network of the user's the client says them twice.
+fn links(host: &wire::HostConfig, network: NetworkMode) -> Result<Vec<Link>> {
+    let texts = host.links.as_deref().unwrap_or_default();
+    if !texts.is_empty() && network != NetworkMode::Named {
+        return Err(ApiError::unsupported_but(
+            "links on the default network are",
+            "run both containers on a network of your own, where they have names",
+        ));
+    }
+    let link = |text: &String| {
+        let (target, alias) = text.split_once(':').unwrap_or((text, text));
+        if target.is_empty() || alias.is_empty() {
+            return Err(ApiError::bad_request(format!("bad format for links: {text}")));
+        }
+        Ok(Link { alias: alias.to_owned(), target: target.trim_start_matches('/').to_owned() })
+    };
+    texts.iter().map(link).collect()
+}
+
 /// `80/tcp`.
 fn port(text: &str) -> Result<model::Port> {
     let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
@@ -233,7 +254,6 @@ fn places(mode: &str, mut endpoints: BTreeMap<String, Option<wire::EndpointConfi
 }
 
 pub(crate) fn place(network: String, endpoint: wire::EndpointConfig) -> Result<Place> {
-    endpoint.links.refuse("links between containers are")?;
     endpoint.mac_address.refuse("a MAC address of one's own for a container is")?;
     endpoint.driver_opts.refuse("driver options of a container's network are")?;
     endpoint.gw_priority.refuse("GwPriority of a container's network is")?;
@@ -276,10 +296,7 @@ fn hosts(extra: &[String]) -> Result<Vec<String>> {
             .filter(|(name, _)| !name.is_empty())
             .ok_or_else(|| ApiError::bad_request(format!("bad format for add-host: \"{text}\"")))?;
         let address = address.trim_start_matches('[').trim_end_matches(']');
-        if address == "host-gateway" {
-            return Err(ApiError::unsupported("host-gateway as an extra host is"));
-        }
-        if address.parse::<IpAddr>().is_err() {
+        if address != "host-gateway" && address.parse::<IpAddr>().is_err() {
             return Err(ApiError::bad_request(format!("invalid IP address in add-host: \"{address}\"")));
         }
         Ok(format!("{address} {name}"))
@@ -464,13 +481,12 @@ mod tests {
             ),
             (r#""PortBindings":{"80/sctp":null}"#, "ports of SCTP are not"),
             (r#""Binds":["data:/data:foo"]"#, "option foo of a mount (data:/data:foo) is not supported"),
-            (r#""Links":["a:b"]"#, "HostConfig.Links"),
+            (r#""Links":["a:b"]"#, "links on the default network are not supported"),
             (
                 r#""NetworkMode":"container:x","PortBindings":{"80/tcp":null}"#,
                 "conflicting options: port publishing and the container type network mode",
             ),
             (r#""IpcMode":"host""#, "IpcMode host"),
-            (r#""ExtraHosts":["x:host-gateway"]"#, "host-gateway"),
         ] {
             let body = format!(r#"{{"Image":"b","HostConfig":{{{host}}}}}"#);
             let message = refused(&body);

@@ -50,6 +50,7 @@ pub(crate) struct HostConfig {
     #[serde(rename = "ContainerIDFile")]
     pub(crate) container_id_file: Option<String>,
     pub(crate) log_config: Option<LogConfig>,
+    pub(crate) links: Option<Vec<String>>,
     pub(crate) network_mode: Option<String>,
     /// By `80/tcp`.
     pub(crate) port_bindings: Option<BTreeMap<String, Option<Vec<PortBinding>>>>,
@@ -122,7 +123,7 @@ pub(crate) struct EndpointConfig {
     #[serde(rename = "IPAMConfig")]
     pub(crate) ipam: Option<EndpointIpam>,
     pub(crate) aliases: Option<Vec<String>>,
-    pub(crate) links: Unsupported,
+    pub(crate) links: Option<Vec<String>>,
     pub(crate) mac_address: Unsupported,
     pub(crate) driver_opts: Unsupported,
     pub(crate) gw_priority: Unsupported,

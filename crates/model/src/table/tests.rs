@@ -29,6 +29,7 @@ fn table(revision: u64, services: &BTreeMap<u8, BTreeSet<u8>>, endpoints: &BTree
                     vip_v6: None,
                     ports: Vec::new(),
                     backends: backends.iter().map(endpoint).collect(),
+                    others: Default::default(),
                     policy: Default::default(),
                 };
                 (ServiceId::new(format!("s{id}")), entry)

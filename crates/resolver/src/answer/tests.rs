@@ -59,6 +59,7 @@ fn service(table: &mut NetworkTable, name: &str, aliases: &[&str], vip: Option<&
         vip_v6: None,
         ports: Vec::new(),
         backends: backends.iter().map(|id| EndpointId::new(*id)).collect(),
+        others: Default::default(),
         policy: Default::default(),
     };
     table.services.insert(ServiceId::new(format!("id-of-{name}")), entry);

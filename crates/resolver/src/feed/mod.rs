@@ -36,6 +36,9 @@ pub struct SandboxView {
     /// Only on internal networks: nothing is forwarded.
     #[serde(default)]
     pub internal: bool,
+    /// Names of its own for others' names (Docker's links), in lower case.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<String, String>,
 }
 
 /// The ports at 127.0.0.11 inside a sandbox.

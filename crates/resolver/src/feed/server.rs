@@ -225,6 +225,7 @@ impl Served {
         let view = View {
             networks: feed.networks.iter().map(|network| self.slot(network)).collect(),
             internal: feed.internal,
+            links: Arc::new(feed.links.clone()),
             ndots_set: feed.ndots_set,
         };
         let namespace = Namespace::at(&feed.netns)?;

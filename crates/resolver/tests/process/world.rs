@@ -205,6 +205,7 @@ impl Sandbox {
             upstreams: Vec::new(),
             ndots_set: false,
             internal: false,
+            links: Default::default(),
         };
         let ports = client.set_sandbox(view.clone()).await.unwrap();
         Self { netns, view, ports }
@@ -333,6 +334,7 @@ impl Network {
             vip_v6: None,
             ports: Vec::new(),
             backends: backends.iter().map(|id| EndpointId::new(*id)).collect(),
+            others: Default::default(),
             policy: Default::default(),
         };
         self.0.services.insert(ServiceId::new(name), entry);
