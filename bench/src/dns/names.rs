@@ -79,6 +79,7 @@ fn table(network: &NetworkId, name: &str, known: &[(String, Ipv4Addr)]) -> Netwo
             vip_v6: None,
             ports: Vec::new(),
             backends: Default::default(),
+            others: Default::default(),
             policy: Default::default(),
         };
         (ServiceId::new(name), entry)
