@@ -107,7 +107,7 @@ fn keys(map: &Path) -> Vec<Vec<String>> {
 }
 
 /// Deletes every entry of a pinned map.
-fn empty(map: &Path) {
+pub(crate) fn empty(map: &Path) {
     let keys = keys(map);
     assert!(!keys.is_empty(), "{} is empty already", map.display());
     for key in keys {

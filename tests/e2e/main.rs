@@ -35,6 +35,7 @@ mod secrets;
 mod services;
 mod stack;
 mod told;
+mod trace;
 mod vip;
 mod volumes;
 mod walkthrough;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shoal_balancer::Balancer;
+use shoal_model::trace::Trace;
 use shoal_model::{ContainerId, Labels, NodeDescription, NodeReport, TableReport, TaskId};
 use shoal_runtime::{Container, ContainerOutput, ContainerState, Runtime};
 use tokio::sync::{broadcast, watch};
@@ -25,7 +26,7 @@ use crate::view::{ContainerView, PlainView};
 use crate::volumes::VolumeView;
 use crate::{
     AgentConfig, Error, Membership, Result, deposits, drift, firewall, lock, plain, prepare, published,
-    session, standing, verify, volumes,
+    session, standing, trace, verify, volumes,
 };
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
@@ -392,6 +393,13 @@ impl Agent {
     /// What the node really holds, and what it has found since it started.
     pub async fn verify(&self) -> Result<NodeReport> {
         verify::report(&self.node).await
+    }
+
+    /// Why a name, or an address, leads a container of this node where it leads. As far as the node knows:
+    /// a manager may add what is known to it alone.
+    pub async fn trace(&self, container: &str, name: &str, port: Option<u16>) -> Result<Trace> {
+        let asker = self.find_container(container).await?;
+        trace::trace(&self.node, &asker, name, port).await
     }
 
     /// Ends the agent; containers go on running. When none runs, all that the node has in the

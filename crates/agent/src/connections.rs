@@ -10,6 +10,8 @@ const POLL: Duration = Duration::from_millis(25);
 const ESTABLISHED: u8 = 1;
 const SYN_RECV: u8 = 3;
 const FIN_WAIT1: u8 = 4;
+/// As UDP uses it.
+const UNCONNECTED: u8 = 7;
 const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
@@ -26,6 +28,20 @@ pub(crate) async fn drained(pid: u32, bound: Duration) {
     if tokio::time::timeout(bound, empty).await.is_err() {
         tracing::debug!(pid, "connections are still open, stopping all the same");
     }
+}
+
+/// Whether a program in this process's network namespace takes connections or datagrams at a port; `None`
+/// when the process is gone.
+pub(crate) async fn listens(pid: u32, port: u16) -> Option<bool> {
+    let tcp = read(pid).await?;
+    let mut udp = tokio::fs::read_to_string(format!("/proc/{pid}/net/udp")).await.ok()?;
+    udp += &tokio::fs::read_to_string(format!("/proc/{pid}/net/udp6")).await.unwrap_or_default();
+    Some(is_open(&tcp, port, LISTEN) || is_open(&udp, port, UNCONNECTED))
+}
+
+fn is_open(tables: &str, port: u16, state: u8) -> bool {
+    let mut sockets = tables.lines().filter_map(parse);
+    sockets.any(|socket| socket.local_port == port && socket.state == state)
 }
 
 /// `None` when the process is gone.

@@ -133,6 +133,9 @@ pub enum Error {
     NoManager(String),
     #[error("Could not attach to network {0}: it is not in force on this node yet")]
     NotInForce(String),
+    /// Nothing of ours answers this container's names.
+    #[error("container {container} has no name server of the cluster: {reason}")]
+    Untraceable { container: String, reason: &'static str },
     #[error("this node already belongs to a cluster")]
     AlreadyMember,
     #[error("the agent has been shut down")]

@@ -14,6 +14,7 @@
 //! - [`tables`] brings network tables into force in the right order.
 //! - `standing` says whether the node is to be sent traffic from outside.
 //! - `verify` looks at what kernel and resolver really hold, `drift` has what differs made anew.
+//! - `trace` tells why a name leads where it leads.
 //! - `firewall` finds what foreign firewalls drop, for [`doctor`] and the log.
 //! - `published` keeps published ports from the node's other programs, or leaves them theirs.
 //! - `enrol` makes a machine a node; `session` talks to the manager over a `link`, `resolver` to the
@@ -52,6 +53,7 @@ mod tasks;
 mod template;
 #[cfg(test)]
 mod testing;
+mod trace;
 mod verify;
 mod view;
 mod volumes;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use shoal_balancer::{Balancer, DnsPorts, SandboxEntry};
 use shoal_model::NetworkId;
+use shoal_model::trace::Lookup;
 use shoal_resolver::Names;
 use shoal_resolver::feed::{Client, SandboxView, State};
 use tokio::net::UnixStream;
@@ -252,6 +253,11 @@ impl Resolver {
 
     pub(crate) async fn read_back(&self) -> Result<State> {
         self.call(|client| async move { client.read_back().await }).await
+    }
+
+    /// What a sandbox would be answered; `None` when it is not served.
+    pub(crate) async fn trace(&self, sandbox: &str, name: &str) -> Result<Option<Lookup>> {
+        self.call(|client| async move { client.trace(sandbox, name).await }).await
     }
 
     /// The sandboxes being served, for whoever must look into all of them.

@@ -29,6 +29,9 @@ const DIFFERENCES_MAX: usize = 100;
 /// A resolver that takes longer is one that does not answer.
 const RESOLVER_BOUND: Duration = Duration::from_secs(2);
 
+/// The kernel does not know which networks a sandbox is on, or which name server it has.
+pub(crate) const SANDBOX_NOT_IN_FORCE: &str = "balancer: the networks of the sandbox are not in force";
+
 /// What differs: whose business it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -213,7 +216,7 @@ fn is_settled(node: &Node, table: &Arc<NetworkTable>) -> bool {
     node.tables.settled(&table.network).is_some_and(|now| Arc::ptr_eq(&now, table))
 }
 
-async fn read_balancer(node: &Node) -> Result<KernelState> {
+pub(crate) async fn read_balancer(node: &Node) -> Result<KernelState> {
     let balancer = node.balancer.clone();
     let read = tokio::task::spawn_blocking(move || balancer.read_back());
     Ok(read.await.map_err(|_| Error::Closed)??)
@@ -251,22 +254,9 @@ fn compare(
     let vni = table.config.vni;
     let found: BTreeMap<_, _> = kernel.services.iter().filter(|(key, _)| key.vni == vni).collect();
     let mut differs = |text: String| differences.push((Kind::Balancer, text));
-    for (key, backends) in &expected {
-        match found.get(key) {
-            None => differs(format!("balancer: {} is missing", key.address)),
-            Some(found) if *found != backends => {
-                differs(format!(
-                    "balancer: {} leads to {}, not {}",
-                    key.address,
-                    words(found),
-                    words(backends)
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    for key in found.keys().filter(|key| !expected.contains_key(key)) {
-        differs(format!("balancer: {} belongs to no service", key.address));
+    for key in expected.keys().chain(found.keys().copied().filter(|key| !expected.contains_key(key))) {
+        let (wanted, found) = (expected.get(key), found.get(key).copied());
+        service_difference(key.address, wanted, found).into_iter().for_each(&mut differs);
     }
     let local = local_ports(table, own);
     let published = if table.config.ingress { kernel.ports.clone() } else { BTreeMap::new() };
@@ -317,6 +307,22 @@ fn compare(
         differences: Vec::new(),
     };
     (differences, report)
+}
+
+/// Where a virtual address leads, against where it should.
+pub(crate) fn service_difference(
+    address: IpAddr,
+    wanted: Option<&Backends<IpAddr>>,
+    found: Option<&Backends<IpAddr>>,
+) -> Option<String> {
+    match (wanted, found) {
+        (Some(_), None) => Some(format!("balancer: {address} is missing")),
+        (None, Some(_)) => Some(format!("balancer: {address} belongs to no service")),
+        (Some(wanted), Some(found)) if wanted != found => {
+            Some(format!("balancer: {address} leads to {}, not {}", words(found), words(wanted)))
+        }
+        _ => None,
+    }
 }
 
 /// A resolver that does not answer is told of elsewhere.
@@ -392,8 +398,7 @@ async fn look_at_sandboxes(
         sighting.add(&place, Kind::Sandbox, found.remove(id).unwrap_or_default());
         let wanted = SandboxEntry { networks: served.vnis.clone(), dns: Some(*ports) };
         if kernel.sandboxes.get(&served.cookie) != Some(&wanted) {
-            let text = "balancer: the networks of the sandbox are not in force";
-            sighting.add(&place, Kind::Balancer, [text.to_owned()]);
+            sighting.add(&place, Kind::Balancer, [SANDBOX_NOT_IN_FORCE.to_owned()]);
         }
         let known = names.is_none_or(|names| {
             names.sandboxes.get(id).is_some_and(|state| {
@@ -410,7 +415,7 @@ async fn look_at_sandboxes(
 
 /// What a task's or a plain container's sandbox is made from; `None` while not all of its networks are in
 /// force, or when it is nobody's.
-fn sandbox_config(node: &Node, id: &str, in_force: &InForce) -> Option<SandboxConfig> {
+pub(crate) fn sandbox_config(node: &Node, id: &str, in_force: &InForce) -> Option<SandboxConfig> {
     let config = |tenant: Tenant<'_>| {
         let ready = tenant.attachments.iter().all(|at| in_force.contains_key(&at.network));
         ready.then(|| sandbox::config(tenant, in_force))
@@ -422,7 +427,7 @@ fn sandbox_config(node: &Node, id: &str, in_force: &InForce) -> Option<SandboxCo
 }
 
 /// The networks on which nobody answers for virtual addresses beside `connect`.
-async fn unanswered(node: &Node, config: &SandboxConfig) -> Vec<String> {
+pub(crate) async fn unanswered(node: &Node, config: &SandboxConfig) -> Vec<String> {
     let ends = node.fabric.overlay_ends(config).await;
     let balancer = node.balancer.clone();
     let looked = tokio::task::spawn_blocking(move || {

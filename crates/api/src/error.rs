@@ -117,7 +117,8 @@ impl From<shoal_agent::Error> for ApiError {
             | shoal_agent::Error::ShortVolumeName => Self::bad_request(error.to_string()),
             shoal_agent::Error::NameInUse { .. }
             | shoal_agent::Error::VolumeInUse { .. }
-            | shoal_agent::Error::Running(_) => Self::conflict(error.to_string()),
+            | shoal_agent::Error::Running(_)
+            | shoal_agent::Error::Untraceable { .. } => Self::conflict(error.to_string()),
             shoal_agent::Error::OfService(_) => Self::unsupported_but(
                 "doing this to a service's container is",
                 "change the service, which replaces its containers",

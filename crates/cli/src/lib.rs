@@ -12,6 +12,7 @@ mod node;
 mod output;
 mod service;
 mod swarm;
+mod trace;
 mod verify;
 
 use std::process::ExitCode;
@@ -54,6 +55,8 @@ pub enum Command {
     Node(node::NodeCommand),
     /// Check that every node really holds what its network tables say
     Verify(verify::VerifyArgs),
+    /// Tell why a name leads a container where it leads
+    Trace(trace::TraceArgs),
 }
 
 /// Carries out one verb against the daemon at `target`. The exit code is the one Docker's client has;
@@ -68,5 +71,6 @@ pub async fn run(target: &Target, command: Command) -> Result<ExitCode> {
         Command::Exec(args) => exec::run(&client, args).await,
         Command::Node(command) => node::run(&client, command).await,
         Command::Verify(args) => verify::run(&client, args).await,
+        Command::Trace(args) => trace::run(&client, args).await,
     }
 }

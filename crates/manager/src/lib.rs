@@ -21,6 +21,7 @@ pub mod ports;
 #[cfg(test)]
 mod simulation;
 pub mod table;
+mod trace;
 mod verify;
 
 pub use ca::{CaError, JoinTokens};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use jiff::Timestamp;
+use shoal_model::trace::Trace;
 use shoal_model::{
     Availability, ClusterReport, ClusterSpec, Deposit, DepositId, DepositKind, DepositSpec, LogEntry,
     LogSelector, Network, NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, Service,
@@ -22,7 +23,7 @@ use crate::control::Rotate;
 use crate::dispatcher::{Dispatcher, Listen, bind_tcp};
 use crate::leader::{Shared, follow, lead, load};
 use crate::plan::Observed;
-use crate::{Code, ControlError, Created, Error, cluster, control, logs, verify};
+use crate::{Code, ControlError, Created, Error, cluster, control, logs, trace, verify};
 
 /// The one office managers campaign for.
 const OFFICE: &str = "manager";
@@ -375,6 +376,12 @@ impl Manager {
     /// compared with what should be.
     pub async fn verify(&self) -> ClusterReport {
         verify::cluster(&self.dispatcher, &self.state()).await
+    }
+
+    /// Adds to a node's trace what only a manager knows.
+    pub fn explain(&self, trace: &mut Trace) {
+        let wanted = trace.asker.node.as_ref().and_then(|node| self.dispatcher.wanted(node));
+        trace::explain(&self.state(), &wanted.unwrap_or_default(), trace);
     }
 
     /// Stops serving and lets go of the store, so that it can be opened again. The cluster is kept.

@@ -19,6 +19,7 @@ mod pool;
 mod spec;
 mod table;
 mod task;
+pub mod trace;
 mod update;
 mod verify;
 

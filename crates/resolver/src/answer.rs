@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use rand::Rng;
+use shoal_model::trace::LookupVerdict;
 
 use crate::names::{Entry, Names, TASKS_TTL};
-use crate::view::View;
+use crate::view::{View, Witness};
 use crate::wire::{NameBuffer, Owner, Query, Reply, Unfit, name_bytes, not_implemented};
 
 /// Largest message a TCP frame holds.
@@ -42,6 +43,18 @@ pub fn answer(
     random: &mut impl Rng,
     out: &mut Vec<u8>,
 ) -> Verdict {
+    answer_before(view, packet, transport, random, &mut (), out)
+}
+
+/// The same, before a witness.
+pub(crate) fn answer_before(
+    view: &View,
+    packet: &[u8],
+    transport: Transport,
+    random: &mut impl Rng,
+    witness: &mut impl Witness,
+    out: &mut Vec<u8>,
+) -> Verdict {
     let query = match Query::parse(packet) {
         Ok(query) => query,
         Err(Unfit::Malformed) => return Verdict::Ignore,
@@ -52,18 +65,27 @@ pub fn answer(
     };
     let mut buffer = NameBuffer::new();
     let name = query.name(&mut buffer);
-    let local = name.and_then(|name| from_names(view, &query, name, transport, random, out));
+    let mut writer = Writer { query: &query, limit: limit(&query, transport), random, out };
+    let local = name.and_then(|name| from_names(view, name, &mut writer, witness));
     match local {
-        Some(()) => Verdict::Local,
+        Some(()) => {
+            witness.decided(LookupVerdict::Known);
+            Verdict::Local
+        }
         None if view.ndots_set && asks_single_label(&query, name) => {
             Reply::to(&query, limit(&query, transport), out).finish(ResponseCode::NoError);
+            witness.decided(LookupVerdict::LeftToSearchDomains);
             Verdict::Local
         }
         None if view.internal => {
             Reply::to(&query, limit(&query, transport), out).finish(ResponseCode::ServFail);
+            witness.decided(LookupVerdict::NoWayOut);
             Verdict::Local
         }
-        None => Verdict::Forward,
+        None => {
+            witness.decided(LookupVerdict::Forwarded);
+            Verdict::Forward
+        }
     }
 }
 
@@ -83,23 +105,20 @@ pub(crate) fn limit(query: &Query<'_>, transport: Transport) -> usize {
 }
 
 /// The reply if the name is ours.
-fn from_names(
+fn from_names<R: Rng>(
     view: &View,
-    query: &Query<'_>,
     name: &str,
-    transport: Transport,
-    random: &mut impl Rng,
-    out: &mut Vec<u8>,
+    writer: &mut Writer<'_, '_, R>,
+    witness: &mut impl Witness,
 ) -> Option<()> {
-    let mut writer = Writer { query, limit: limit(query, transport), random, out };
     if let Some(address) = reverse_address(name) {
-        let pointer = view.pointer(address)?;
+        let pointer = view.pointer(address, witness)?;
         writer.pointer(pointer.as_deref());
         return Some(());
     }
-    view.find(name, |_, entry| writer.entry(entry)).or_else(|| {
+    view.find(name, witness, |_, entry| writer.entry(entry)).or_else(|| {
         let (port, holder) = split_service(name)?;
-        view.find(holder, |names, entry| writer.service(port, names, entry))
+        view.find(holder, witness, |names, entry| writer.service(port, names, entry))
     })
 }
 

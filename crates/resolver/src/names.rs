@@ -79,6 +79,11 @@ impl Names {
         &self.suffix
     }
 
+    #[cfg(test)]
+    pub(crate) fn set_suffix(&mut self, suffix: &str) {
+        self.suffix = suffix.to_owned();
+    }
+
     /// The entry of a lower-cased name.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
@@ -150,7 +155,7 @@ impl Names {
     }
 
     /// Several holders of one name are answered together, without repetition.
-    fn add(&mut self, name: &str, addresses: &[IpAddr], ttl: u32) {
+    pub(crate) fn add(&mut self, name: &str, addresses: &[IpAddr], ttl: u32) {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         if name.is_empty() {
             return;

@@ -5,12 +5,34 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use shoal_model::trace::LookupVerdict;
 
 use crate::names::{Entry, Names};
 
 /// The current names of one network, shared by every view that includes it, so that an update takes
 /// one swap however many sandboxes look at it.
 pub type NetworkSlot = Arc<ArcSwap<Names>>;
+
+/// Told of every place that a look-up looks at, and of what it comes to. Answering has one that is told
+/// nothing, which costs nothing.
+pub(crate) trait Witness {
+    /// `by_network`: the name ended with that of the network.
+    fn looked(&mut self, names: &Names, asked: &str, by_network: bool, found: Option<&Entry>);
+
+    /// `found` as of [`Names::pointer`].
+    fn looked_for_address(&mut self, names: &Names, address: IpAddr, found: Option<Option<&str>>);
+
+    fn decided(&mut self, verdict: LookupVerdict);
+}
+
+/// Nobody looks on.
+impl Witness for () {
+    fn looked(&mut self, _: &Names, _: &str, _: bool, _: Option<&Entry>) {}
+
+    fn looked_for_address(&mut self, _: &Names, _: IpAddr, _: Option<Option<&str>>) {}
+
+    fn decided(&mut self, _: LookupVerdict) {}
+}
 
 /// One sandbox's way of seeing names.
 #[derive(Debug, Clone, Default)]
@@ -35,11 +57,18 @@ impl View {
 
     /// Finds a lower-cased name without trailing dot, as Docker's sandboxes do: what it is a link to, if it is
     /// one; as it stands on every network; then as `<name>.<network>`, split at the last dot, the one before it, and so on.
-    pub(crate) fn find<T>(&self, name: &str, found: impl FnOnce(&Names, &Entry) -> T) -> Option<T> {
+    pub(crate) fn find<T>(
+        &self,
+        name: &str,
+        witness: &mut impl Witness,
+        found: impl FnOnce(&Names, &Entry) -> T,
+    ) -> Option<T> {
         let name = self.links.get(name).map_or(name, String::as_str);
         for network in &self.networks {
             let names = network.load();
-            if let Some(entry) = names.get(name) {
+            let entry = names.get(name);
+            witness.looked(&names, name, false, entry);
+            if let Some(entry) = entry {
                 return Some(found(&names, entry));
             }
         }
@@ -50,7 +79,9 @@ impl View {
                 if names.suffix() != suffix {
                     continue;
                 }
-                if let Some(entry) = names.get(head) {
+                let entry = names.get(head);
+                witness.looked(&names, head, true, entry);
+                if let Some(entry) = entry {
                     return Some(found(&names, entry));
                 }
             }
@@ -60,9 +91,12 @@ impl View {
 
     /// The primary name of an address, network name included; `Some(None)` when the address is ours
     /// but nameless.
-    pub(crate) fn pointer(&self, address: IpAddr) -> Option<Option<String>> {
-        self.networks
-            .iter()
-            .find_map(|network| network.load().pointer(address).map(|name| name.map(str::to_owned)))
+    pub(crate) fn pointer(&self, address: IpAddr, witness: &mut impl Witness) -> Option<Option<String>> {
+        self.networks.iter().find_map(|network| {
+            let names = network.load();
+            let found = names.pointer(address);
+            witness.looked_for_address(&names, address, found);
+            found.map(|name| name.map(str::to_owned))
+        })
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shoal_model::NetworkId;
+use shoal_model::trace::Lookup;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
@@ -96,6 +97,16 @@ impl Client {
     pub async fn read_names(&self, network: &NetworkId) -> Result<Option<Names>> {
         match self.call(&Request::ReadNames(network.clone())).await? {
             Reply::Names(names) => Ok(names),
+            _ => Err(self.broken(unexpected())),
+        }
+    }
+
+    /// What a sandbox would be answered for a name, and why; `None` when it is not served. Nobody else is
+    /// asked for it.
+    pub async fn trace(&self, sandbox: &str, name: &str) -> Result<Option<Lookup>> {
+        let request = Request::Trace { sandbox: sandbox.to_owned(), name: name.to_owned() };
+        match self.call(&request).await? {
+            Reply::Trace(lookup) => Ok(lookup),
             _ => Err(self.broken(unexpected())),
         }
     }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use shoal_model::trace::Lookup;
 use shoal_model::{NetworkId, TableVersion};
 
 use crate::Names;
@@ -98,6 +99,11 @@ pub(crate) enum Request {
     },
     ReadBack,
     ReadNames(NetworkId),
+    /// What a sandbox would be answered.
+    Trace {
+        sandbox: String,
+        name: String,
+    },
     /// Ends the process; the state stays for a successor.
     Retire,
     /// Ends the process for good.
@@ -112,5 +118,7 @@ pub(crate) enum Reply {
     Done,
     State(State),
     Names(Option<Names>),
+    /// `None`: the sandbox is not served.
+    Trace(Option<Lookup>),
     Error(String),
 }

@@ -160,6 +160,10 @@ impl Registry {
                 let names = names.filter(|names| !names.is_unknown());
                 return Ok(Reply::Names(names.map(Arc::unwrap_or_clone)));
             }
+            Request::Trace { sandbox, name } => {
+                let sandbox = served.sandboxes.get(&sandbox);
+                return Ok(Reply::Trace(sandbox.map(|sandbox| sandbox.trace(&name))));
+            }
             Request::Retire => {}
             Request::Stop => {
                 served.sandboxes.clear();

@@ -35,14 +35,7 @@ impl Health {
 
     /// The plan for a question asked now. A probe is planned once per pause.
     pub(super) fn plan(&mut self, now: Instant) -> Plan {
-        let (mut order, mut failed) = (Vec::new(), Vec::new());
-        for (server, failure) in self.servers.iter().enumerate() {
-            match failure {
-                None => order.push(server),
-                Some(failure) => failed.push((failure.retry_at, server)),
-            }
-        }
-        failed.sort_unstable();
+        let (mut order, failed) = self.standing();
         let due = failed.first().filter(|(retry_at, _)| !order.is_empty() && *retry_at <= now);
         let probe = due.map(|(_, server)| *server);
         if let Some(failure) = probe.and_then(|server| self.servers[server].as_mut()) {
@@ -52,6 +45,27 @@ impl Health {
         }
         order.extend(failed.into_iter().map(|(_, server)| server));
         Plan { order, probe }
+    }
+
+    /// Servers that answer, as configured; and the others with the time they are tried again, the most
+    /// rested one first.
+    fn standing(&self) -> (Vec<usize>, Vec<(Instant, usize)>) {
+        let (mut answering, mut failed) = (Vec::new(), Vec::new());
+        for (server, failure) in self.servers.iter().enumerate() {
+            match failure {
+                None => answering.push(server),
+                Some(failure) => failed.push((failure.retry_at, server)),
+            }
+        }
+        failed.sort_unstable();
+        (answering, failed)
+    }
+
+    /// All servers in the order in which they would be asked, and when those that failed are tried again.
+    pub(super) fn outlook(&self) -> Vec<(usize, Option<Instant>)> {
+        let (answering, failed) = self.standing();
+        let answering = answering.into_iter().map(|server| (server, None));
+        answering.chain(failed.into_iter().map(|(retry_at, server)| (server, Some(retry_at)))).collect()
     }
 
     pub(super) fn answered(&mut self, server: usize) {
@@ -80,6 +94,7 @@ mod tests {
         assert_eq!(health.plan(start), Plan { order: vec![0, 1, 2], probe: None });
         health.failed(0, start);
         assert_eq!(health.plan(start), Plan { order: vec![1, 2, 0], probe: None });
+        assert_eq!(health.outlook(), [(1, None), (2, None), (0, Some(start + RETRY_MIN))]);
         let later = start + RETRY_MIN;
         assert_eq!(health.plan(later), Plan { order: vec![1, 2, 0], probe: Some(0) });
         health.failed(0, later + Duration::from_secs(1));

@@ -1,5 +1,6 @@
 //! A list of servers and how a question is put to them.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use rand::Rng;
+use shoal_model::trace::{Silence, Upstream, UpstreamHealth};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -61,6 +63,24 @@ impl Pool {
 
     pub(crate) fn servers(&self) -> &[IpAddr] {
         &self.servers
+    }
+
+    /// The servers as they stand now, in the order in which they would be asked over UDP.
+    pub(crate) fn outlook(&self) -> Vec<Upstream> {
+        let now = Instant::now();
+        let silence = |retry_at: Instant| {
+            let wait = retry_at.saturating_duration_since(now).as_millis();
+            Silence { retry_in: u64::try_from(wait).unwrap_or(u64::MAX) }
+        };
+        let tcp: HashMap<usize, Option<Instant>> = lock(&self.tcp).outlook().into_iter().collect();
+        let udp = lock(&self.udp).outlook();
+        udp.into_iter()
+            .map(|(server, retry_at)| Upstream {
+                server: self.servers[server],
+                udp: UpstreamHealth { silent: retry_at.map(silence) },
+                tcp: UpstreamHealth { silent: tcp.get(&server).copied().flatten().map(silence) },
+            })
+            .collect()
     }
 
     /// Writes a kept answer into `out`, if there is one.

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use hickory_proto::op::ResponseCode;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use shoal_model::trace::Lookup;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
@@ -16,6 +17,7 @@ use tokio::task::AbortHandle;
 use crate::answer::{Transport, Verdict, answer, refuse};
 use crate::feed::{DnsPorts, SandboxState, SandboxView};
 use crate::forward::{Forwarder, Pool};
+use crate::trace::trace;
 use crate::view::View;
 use crate::wire::QUERY_BYTES_MAX;
 
@@ -118,6 +120,12 @@ impl Sandbox {
         self.namespace == namespace
     }
 
+    /// What it would answer now, and how it comes to that.
+    pub(crate) fn trace(&self, name: &str) -> Lookup {
+        let sight = self.serving.sight.load();
+        trace(&sight.view, &sight.pool(&self.serving.forwarder), name)
+    }
+
     pub(crate) fn ports(&self) -> DnsPorts {
         self.state.ports
     }
@@ -133,6 +141,11 @@ impl Sight {
     fn new(feed: &SandboxView, view: View, forwarder: &Forwarder) -> Self {
         let own_pool = (!feed.upstreams.is_empty()).then(|| forwarder.pool_of(&feed.upstreams));
         Self { view, own_pool }
+    }
+
+    /// Who is asked for names that are not ours.
+    fn pool(&self, forwarder: &Forwarder) -> Arc<Pool> {
+        self.own_pool.clone().unwrap_or_else(|| forwarder.node_pool())
     }
 }
 
@@ -150,7 +163,7 @@ impl Serving {
             Verdict::Local => Handled::Reply,
             Verdict::Ignore => Handled::Nothing,
             Verdict::Forward => {
-                let pool = sight.own_pool.clone().unwrap_or_else(|| self.forwarder.node_pool());
+                let pool = sight.pool(&self.forwarder);
                 self.forward(packet, transport, pool, reply)
             }
         }
