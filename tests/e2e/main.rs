@@ -23,6 +23,7 @@ mod jobs;
 mod join;
 mod leftovers;
 mod locals;
+mod metrics;
 mod networks;
 mod options;
 mod overlay;

@@ -42,6 +42,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where nodes say whether they are in service, if they are to, and how long they say so before they stop.
 pub const HEALTH_PORT: u16 = 2378;
+/// Where a node tells its numbers, on its loopback address.
+pub const METRICS_PORT: u16 = 9323;
 pub const HEALTH_GRACE: Duration = Duration::from_secs(3);
 
 /// Polls until `look` finds something, or panics with `what` and the last sighting.

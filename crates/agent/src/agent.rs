@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::host_ports::Binding;
+use crate::measures::Measures;
 use crate::node::{Node, balancer_config};
 use crate::plain::{ContainerEvent, Keeper, Phase, PlainSpec, Shown, WaitFor};
 use crate::runner::{Order, Snapshot};
@@ -25,8 +26,8 @@ use crate::task::StopCause;
 use crate::view::{ContainerView, PlainView};
 use crate::volumes::VolumeView;
 use crate::{
-    AgentConfig, Error, Membership, Result, deposits, drift, firewall, lock, plain, prepare, published,
-    session, standing, trace, verify, volumes,
+    AgentConfig, Error, Membership, Result, deposits, drift, firewall, lock, measures, plain, prepare,
+    published, session, standing, trace, verify, volumes,
 };
 
 /// A stop waits this long beyond grace period and drain before the caller is let go.
@@ -393,6 +394,11 @@ impl Agent {
     /// What the node really holds, and what it has found since it started.
     pub async fn verify(&self) -> Result<NodeReport> {
         verify::report(&self.node).await
+    }
+
+    /// The node in numbers.
+    pub async fn measures(&self) -> Result<Measures> {
+        measures::measure(&self.node).await
     }
 
     /// Why a name, or an address, leads a container of this node where it leads. As far as the node knows:

@@ -15,6 +15,7 @@
 //! - `standing` says whether the node is to be sent traffic from outside.
 //! - `verify` looks at what kernel and resolver really hold, `drift` has what differs made anew.
 //! - `trace` tells why a name leads where it leads.
+//! - `measures` gathers what is counted.
 //! - `firewall` finds what foreign firewalls drop, for [`doctor`] and the log.
 //! - `published` keeps published ports from the node's other programs, or leaves them theirs.
 //! - `enrol` makes a machine a node; `session` talks to the manager over a `link`, `resolver` to the
@@ -36,6 +37,7 @@ mod host_ports;
 mod link;
 mod local;
 mod logs;
+mod measures;
 mod node;
 mod plain;
 mod prepare;
@@ -65,10 +67,12 @@ pub use error::{Error, Result};
 pub use health::{Health, HealthStatus};
 pub use host_ports::Binding;
 pub use local::{LocalDriver, LocalNetwork, LocalSpec};
+pub use measures::{Measures, ServiceCount, TableMeasure};
 pub use plain::{ContainerEvent, NetworkMode, Place, PlainSpec, Restart, WaitFor};
 pub use reset::reset;
 pub use sandbox::Link;
 pub use session::SessionState;
+pub use shoal_balancer::Counted;
 pub use standing::OutOfService;
 pub use view::{ContainerNetwork, ContainerView, NodeEndpoint, NodeNetwork, PlainView};
 pub use volumes::{Volume, VolumeView};

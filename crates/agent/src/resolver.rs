@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_balancer::{Balancer, DnsPorts, SandboxEntry};
-use shoal_model::NetworkId;
 use shoal_model::trace::Lookup;
+use shoal_model::{NameCounts, NetworkId};
 use shoal_resolver::Names;
 use shoal_resolver::feed::{Client, SandboxView, State};
 use tokio::net::UnixStream;
@@ -253,6 +253,11 @@ impl Resolver {
 
     pub(crate) async fn read_back(&self) -> Result<State> {
         self.call(|client| async move { client.read_back().await }).await
+    }
+
+    /// What became of the questions of all sandboxes so far.
+    pub(crate) async fn counts(&self) -> Result<NameCounts> {
+        self.call(|client| async move { client.counts().await }).await
     }
 
     /// What a sandbox would be answered; `None` when it is not served.

@@ -1,32 +1,20 @@
 //! The node's health endpoint, for load balancers: a TCP port that says whether the node is to be sent traffic
 //! from outside, and nothing else.
 
-use std::convert::Infallible;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use axum::http::{HeaderValue, Method, Response, StatusCode, header};
 use serde::Serialize;
 use shoal_agent::OutOfService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 
-use crate::body;
+use crate::{body, port};
 
 const PATH: &str = "/health";
 /// A check is one request; whoever takes longer than this over it is let go.
 const CONNECTION_MAX: Duration = Duration::from_secs(2);
-/// Bytes of a request's head.
-const HEAD_MAX: usize = 8 * 1024;
-/// Checks that are answered at once; who comes on top of these waits for one to end.
-const CONNECTIONS_MAX: usize = 256;
-/// Wait after a failed accept: what fails (no file descriptor left) does not mend itself at once.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
 #[derive(Serialize)]
 struct Answer {
     in_service: bool,
@@ -40,44 +28,8 @@ pub async fn serve_health(
     look: impl Fn() -> Result<(), OutOfService> + Clone + Send + Sync + 'static,
     shutdown: impl Future<Output = ()>,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        let next = async {
-            // Never closed.
-            let place = places.clone().acquire_owned().await.ok();
-            (place, listener.accept().await)
-        };
-        tokio::select! {
-            () = &mut shutdown => return,
-            (place, accepted) = next => match accepted {
-                Ok((stream, _)) => { tokio::spawn(connection(stream, look.clone(), place)); }
-                Err(error) => {
-                    tracing::warn!(%error, "accepting a health check failed");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
-        }
-    }
-}
-
-async fn connection(
-    stream: TcpStream,
-    look: impl Fn() -> Result<(), OutOfService>,
-    _place: Option<OwnedSemaphorePermit>,
-) {
-    let service = hyper::service::service_fn(|request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), &look);
-        async { Ok::<_, Infallible>(response) }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .keep_alive(false)
-        .max_buf_size(HEAD_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_MAX, served).await {
-        tracing::debug!(%error, "a health check ended early");
-    }
+    let answer = move |method: Method, path: String| std::future::ready(answer(&method, &path, &look));
+    port::serve(listener, CONNECTION_MAX, answer, shutdown).await;
 }
 
 fn answer(method: &Method, path: &str, look: impl Fn() -> Result<(), OutOfService>) -> Response<Body> {
@@ -103,8 +55,10 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
+    use crate::port::CONNECTIONS_MAX;
 
     async fn ask(to: std::net::SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(to).await.unwrap();

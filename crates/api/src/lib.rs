@@ -19,6 +19,8 @@ mod filters;
 mod health;
 mod hijack;
 mod logs;
+mod metrics;
+mod port;
 mod query;
 mod routes;
 mod server;
@@ -30,5 +32,6 @@ mod tests;
 
 pub use engine::{Engine, InitRequest, JoinRequest, LocalState, Swarm};
 pub use health::serve_health;
+pub use metrics::serve_metrics;
 pub use server::{router, serve};
 pub use version::{API_VERSION, MIN_API_VERSION};

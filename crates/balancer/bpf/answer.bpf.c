@@ -83,6 +83,13 @@ INLINE __u16 adjust(__u16 checksum, __u16 from, __u16 to)
 	return (__u16)~sum;
 }
 
+INLINE void count_ping(struct __sk_buff *skb, const struct address *vip)
+{
+	struct service_key key = { .vni = skb->tc_classid, .address = *vip };
+
+	count(&key, NULL, PINGED);
+}
+
 INLINE void turn_frame(struct ethernet *eth)
 {
 	copy_mac(eth->to, eth->from);
@@ -113,6 +120,7 @@ INLINE int answer_echo(struct __sk_buff *skb, struct ethernet *eth, void *end)
 {
 	struct ip *ip = (void *)(eth + 1);
 	struct icmp *icmp = (void *)(ip + 1);
+	struct address mapped = { { 0, 0, MAPPED, 0 } };
 	__u32 vip;
 
 	if ((void *)(icmp + 1) > end || icmp->type != ECHO_REQUEST)
@@ -125,6 +133,8 @@ INLINE int answer_echo(struct __sk_buff *skb, struct ethernet *eth, void *end)
 	icmp->type = ECHO_REPLY;
 	icmp->checksum = adjust(icmp->checksum, be16(ECHO_REQUEST << 8), be16(ECHO_REPLY << 8));
 	turn_frame(eth);
+	mapped.word[3] = vip;
+	count_ping(skb, &mapped);
 	return bpf_redirect(skb->ifindex, 0);
 }
 
@@ -139,6 +149,7 @@ INLINE int answer_echo6(struct __sk_buff *skb, struct ethernet *eth, struct ip6 
 	icmp->type = ECHO_REPLY6;
 	icmp->checksum = adjust(icmp->checksum, be16(ECHO_REQUEST6 << 8), be16(ECHO_REPLY6 << 8));
 	turn_frame(eth);
+	count_ping(skb, &vip);
 	return bpf_redirect(skb->ifindex, 0);
 }
 

@@ -94,7 +94,7 @@ INLINE enum verdict place(struct bypass_key *key, const __u32 *kept, __u32 *back
 	struct bypass_key back = *key;
 	enum verdict verdict;
 	__u32 vip = key->other, zero = 0;
-	__u64 *count;
+	__u64 *flows;
 
 	q.service.address.word[2] = MAPPED;
 	q.service.address.word[3] = vip;
@@ -102,6 +102,8 @@ INLINE enum verdict place(struct bypass_key *key, const __u32 *kept, __u32 *back
 	if (kept)
 		before.address.word[3] = *kept;
 	verdict = choose(&q, kept ? &before : NULL, &chosen);
+	if (verdict == REFUSED)
+		count(&q.service, NULL, REJECTED);
 	if (verdict != TRANSLATED)
 		return verdict;
 	*backend = chosen.address.word[3];
@@ -110,9 +112,10 @@ INLINE enum verdict place(struct bypass_key *key, const __u32 *kept, __u32 *back
 	back.other = *backend;
 	bpf_map_update_elem(&bypass_to, key, backend, BPF_ANY);
 	bpf_map_update_elem(&bypass_from, &back, &vip, BPF_ANY);
-	count = bpf_map_lookup_elem(&bypass_count, &zero);
-	if (count)
-		__sync_fetch_and_add(count, 1);
+	count(&q.service, &chosen, BYPASSING);
+	flows = bpf_map_lookup_elem(&bypass_count, &zero);
+	if (flows)
+		__sync_fetch_and_add(flows, 1);
 	return TRANSLATED;
 }
 
@@ -162,13 +165,13 @@ INLINE int bypass_back(struct __sk_buff *skb)
 {
 	__u32 head = L4_AT + sizeof(struct segment), zero = 0;
 	struct bypass_key key = { .vni = skb->tc_classid };
-	__u64 *count = bpf_map_lookup_elem(&bypass_count, &zero);
+	__u64 *flows = bpf_map_lookup_elem(&bypass_count, &zero);
 	struct segment *segment;
 	__u32 *vip;
 	struct ip *ip;
 	void *end;
 
-	if (!count || !*count || skb->protocol != ETH_IP)
+	if (!flows || !*flows || skb->protocol != ETH_IP)
 		return TC_ACT_OK;
 	bpf_skb_pull_data(skb, skb->len < head ? skb->len : head);
 	ip = (void *)(long)skb->data + IP_AT;

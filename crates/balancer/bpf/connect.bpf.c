@@ -186,19 +186,21 @@ INLINE int resolve(struct question *q, const struct sandbox *sandbox, const stru
 }
 
 /* For unconnected UDP: remember the choice and the way back. Written only when new, so that a stream of
- * datagrams costs look-ups alone. */
-INLINE void remember_flow(const struct flow_key *flow, const struct target *dst, const struct target *slot,
+ * datagrams costs look-ups alone. 1: the backend was given to it now. */
+INLINE int remember_flow(const struct flow_key *flow, const struct target *dst, const struct target *slot,
 			  const struct target *chosen)
 {
 	struct flow_key back = { .socket = flow->socket, .other = *chosen };
 	struct target *before = bpf_map_lookup_elem(&affinity, flow);
 	struct target shown = *dst;
+	int is_new = !before || before->port != slot->port || !same(&before->address, &slot->address);
 
-	if (!before || before->port != slot->port || !same(&before->address, &slot->address))
+	if (is_new)
 		bpf_map_update_elem(&affinity, flow, slot, BPF_ANY);
 	before = bpf_map_lookup_elem(&senders, &back);
 	if (!before || before->port != shown.port || !same(&before->address, &shown.address))
 		bpf_map_update_elem(&senders, &back, &shown, BPF_ANY);
+	return is_new;
 }
 
 INLINE void remember_peer(struct bpf_sock_addr *ctx, const struct target *dst, const struct target *chosen)
@@ -229,7 +231,7 @@ INLINE enum verdict translate(struct bpf_sock_addr *ctx, struct target *dst, int
 	struct target slot = {}, before, *kept = NULL, chosen;
 	struct sandbox *sandbox;
 	enum verdict verdict;
-	int by_flow = !connecting;
+	int by_flow = !connecting, is_new = 1, is_probe;
 	__u16 dns;
 
 	if (!q.protocol)
@@ -255,17 +257,22 @@ INLINE enum verdict translate(struct bpf_sock_addr *ctx, struct target *dst, int
 			before = *kept;
 	}
 	verdict = choose(&q, kept ? &before : NULL, &slot);
-	if (verdict == REFUSED && connecting && q.protocol == UDP && dst->port == PING_PROBE)
+	is_probe = connecting && q.protocol == UDP && dst->port == PING_PROBE;
+	if (verdict == REFUSED && is_probe)
 		verdict = PASS;
+	if (verdict == REFUSED && !q.is_port)
+		count(&q.service, NULL, REJECTED);
 	if (verdict != TRANSLATED)
 		return connecting ? forget_peer(ctx, verdict) : verdict;
 	chosen = slot;
 	if (!chosen.port)
 		chosen.port = dst->port;
 	if (by_flow)
-		remember_flow(&flow, dst, &slot, &chosen);
+		is_new = remember_flow(&flow, dst, &slot, &chosen);
 	else
 		remember_peer(ctx, dst, &chosen);
+	if (is_new && !is_probe && !q.is_port)
+		count(&q.service, &slot, CONNECTED);
 	*dst = chosen;
 	return TRANSLATED;
 }

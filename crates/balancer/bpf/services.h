@@ -107,6 +107,48 @@ struct {
 	__type(value, __u8);
 } live SEC(".maps");
 
+/* What is counted, of a VIP, or of one of its backends. The numbers are pinned with the map. */
+#define CONNECTED 1 /* new connections that were led to the backend; of UDP: sockets and destinations */
+#define BYPASSING 2 /* flows that came past connect and were led to the backend */
+#define REJECTED 3  /* connections, and datagrams, that were refused for want of a backend */
+#define PINGED 4    /* echoes answered */
+
+struct count_key {
+	struct service_key service;
+	struct address backend; /* zero where none is concerned */
+	__u32 what;
+};
+
+/* Written by programs; user space reads, and removes what belongs to nobody any more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct count_key);
+	__type(value, __u64);
+} counts SEC(".maps");
+
+/* The number is this processor's own. Atomic all the same: a program may be preempted by another one. A full
+ * map costs a count, never a connection. */
+INLINE void count(const struct service_key *service, const struct target *backend, __u32 what)
+{
+	struct count_key key = { .service = *service, .what = what };
+	__u64 first = 1, *number;
+
+	if (backend)
+		key.backend = backend->address;
+	number = bpf_map_lookup_elem(&counts, &key);
+	if (!number) {
+		if (!bpf_map_update_elem(&counts, &key, &first, BPF_NOEXIST))
+			return;
+		/* another processor was faster */
+		number = bpf_map_lookup_elem(&counts, &key);
+	}
+	if (number)
+		__sync_fetch_and_add(number, 1);
+}
+
 enum verdict { PASS, TRANSLATED, REFUSED };
 
 /* What is looked for; kept so that it can be looked up again. */

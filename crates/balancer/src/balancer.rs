@@ -1,6 +1,7 @@
 //! The balancer's interface: what stands in the maps, changed so that no reader ever sees a half change.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,12 +9,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use shoal_model::{Addressed, Backends, shares};
 
 use crate::answerer;
-use crate::layout::{BOUND, BY_SOURCE, BindingKey, LocalKey, RawSandbox, Target};
+use crate::layout::{BOUND, BY_SOURCE, BindingKey, CountKey, LocalKey, RawSandbox, Target};
 use crate::load::{self, Answering, Maps};
 use crate::pins::{self, PinnedMaps, Pins};
-use crate::sets::{BACKENDS_MAX, absent_is_fine, map};
+use crate::sets::{BACKENDS_MAX, absent_is_fine, found, map};
 use crate::{
-    BalancerConfig, Error, KernelState, LocalPort, NETWORKS_MAX, PortKey, Result, SandboxEntry, ServiceKey,
+    BalancerConfig, Counted, Counts, Error, KernelState, LocalPort, NETWORKS_MAX, PortKey, Result,
+    SandboxEntry, ServiceKey,
 };
 
 /// The connect-time balancer of one node.
@@ -119,14 +121,34 @@ impl Balancer {
             return Err(Error::Family { address: key.address, backend });
         }
         let (targets, flags) = slots(backends, Target::service)?;
-        let Maps { services, sets, .. } = &mut *self.maps();
-        sets.replace(services, key.into(), &targets, flags)
+        let mut maps = self.maps();
+        let before = maps.backends(key)?.unwrap_or_default();
+        let Maps { services, sets, .. } = &mut *maps;
+        sets.replace(services, key.into(), &targets, flags)?;
+        maps.forget_counts(key, before.difference(&backends.members))
     }
 
     /// Removes a VIP: who connects to it now meets the network itself. Idempotent.
     pub fn remove_service(&self, key: ServiceKey) -> Result<()> {
-        let Maps { services, sets, .. } = &mut *self.maps();
-        sets.remove(services, key.into())
+        let mut maps = self.maps();
+        let before = maps.backends(key)?.unwrap_or_default();
+        let Maps { services, sets, .. } = &mut *maps;
+        sets.remove(services, key.into())?;
+        maps.forget_counts(key, before.iter())?;
+        [Counted::Rejected, Counted::Pinged].into_iter().try_for_each(|what| maps.forget_count(key, what))
+    }
+
+    /// How often what has happened to each VIP, all processors together.
+    pub fn counts(&self) -> Result<Counts> {
+        let maps = self.maps();
+        let mut counts = Counts::new();
+        for entry in maps.counts.iter() {
+            let (key, numbers) = entry.map_err(map("counts"))?;
+            if let Some(known) = key.read() {
+                counts.insert(known, numbers.iter().sum());
+            }
+        }
+        Ok(counts)
     }
 
     /// Leads the node's own clients of a published port to these backends; an empty set refuses.
@@ -264,6 +286,49 @@ fn slots<A: Addressed + Copy + Ord>(
 }
 
 impl Maps {
+    /// Where a VIP leads now; `None` when it is none.
+    fn backends(&self, key: ServiceKey) -> Result<Option<BTreeSet<IpAddr>>> {
+        let set = found(self.services.get(&key.into(), 0)).map_err(map("services"))?;
+        let targets = set.map(|set| self.sets.slots_of(&set)).transpose()?;
+        Ok(targets.map(|targets| targets.iter().map(Target::address).collect()))
+    }
+
+    fn forget_counts<'a>(
+        &mut self,
+        key: ServiceKey,
+        mut backends: impl Iterator<Item = &'a IpAddr>,
+    ) -> Result<()> {
+        backends.try_for_each(|backend| {
+            self.forget_count(key, Counted::Connected(*backend))?;
+            self.forget_count(key, Counted::Bypassing(*backend))
+        })
+    }
+
+    fn forget_count(&mut self, key: ServiceKey, what: Counted) -> Result<()> {
+        absent_is_fine(self.counts.remove(&CountKey::new(key, what))).map_err(map("counts"))
+    }
+
+    /// Counts of VIPs and backends that are none any more: a program that had just chosen one wrote after it
+    /// was forgotten.
+    fn sweep_counts(&mut self) -> Result<()> {
+        let keys: Vec<CountKey> = self.counts.keys().collect::<Result<_, _>>().map_err(map("counts"))?;
+        let mut members = BTreeMap::new();
+        for (service, what) in keys.iter().filter_map(CountKey::read) {
+            let backends = match members.entry(service) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(self.backends(service)?),
+            };
+            let is_known = backends.as_ref().is_some_and(|backends| match what {
+                Counted::Connected(backend) | Counted::Bypassing(backend) => backends.contains(&backend),
+                Counted::Rejected | Counted::Pinged => true,
+            });
+            if !is_known {
+                self.forget_count(service, what)?;
+            }
+        }
+        Ok(())
+    }
+
     fn unbind(&mut self, stray: impl Fn(&BindingKey) -> bool) -> Result<()> {
         let keys: Vec<BindingKey> =
             self.bindings.keys().collect::<Result<_, _>>().map_err(map("bindings"))?;
@@ -277,6 +342,7 @@ impl Maps {
         let services = self.services.iter().map(|entry| entry.map(|(_, set)| set.number));
         let ports = self.ports.iter().map(|entry| entry.map(|(_, set)| set.number));
         let named = services.chain(ports).collect::<Result<_, _>>().map_err(map("entries"))?;
-        self.sets.sweep(&named)
+        self.sets.sweep(&named)?;
+        self.sweep_counts()
     }
 }

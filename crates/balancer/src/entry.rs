@@ -64,3 +64,19 @@ pub struct KernelState {
     pub services: BTreeMap<ServiceKey, Backends<IpAddr>>,
     pub ports: BTreeMap<PortKey, LocalPort>,
 }
+
+/// What is counted of a VIP since it was set: nothing is lost while no process of ours lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Counted {
+    /// New connections led to this backend; of UDP, sockets to one destination.
+    Connected(IpAddr),
+    /// Flows that came past `connect` and were led to this backend.
+    Bypassing(IpAddr),
+    /// Connections and datagrams that were refused for want of a backend.
+    Rejected,
+    /// Echoes answered.
+    Pinged,
+}
+
+/// Numbers by VIP; what never happened is not among them.
+pub type Counts = BTreeMap<(ServiceKey, Counted), u64>;

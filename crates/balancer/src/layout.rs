@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use shoal_model::{IpVersion, Protocol};
 
-use crate::{DnsPorts, NETWORKS_MAX, PortKey, SandboxEntry, ServiceKey};
+use crate::{Counted, DnsPorts, NETWORKS_MAX, PortKey, SandboxEntry, ServiceKey};
 
 /// Version of everything pinned: names, keys, values, and what they mean. Pins of another version are
-/// not adopted.
+/// not adopted. A further map that programs of an earlier build do without is no other layout.
 pub(crate) const LAYOUT: u32 = 2;
 
 /// An address as the maps hold it. Four-byte alignment, as in C.
@@ -171,6 +171,41 @@ impl LiveKey {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
+pub(crate) struct CountKey {
+    service: RawService,
+    backend: Address,
+    what: u32,
+}
+
+/// What stands where no backend is concerned.
+const NOBODY: Address = Address([0; 16]);
+
+impl CountKey {
+    pub(crate) fn new(service: ServiceKey, what: Counted) -> Self {
+        let (what, backend) = match what {
+            Counted::Connected(backend) => (1, backend.into()),
+            Counted::Bypassing(backend) => (2, backend.into()),
+            Counted::Rejected => (3, NOBODY),
+            Counted::Pinged => (4, NOBODY),
+        };
+        Self { service: service.into(), backend, what }
+    }
+
+    /// `None`: something that another build counts.
+    pub(crate) fn read(&self) -> Option<(ServiceKey, Counted)> {
+        let what = match self.what {
+            1 => Counted::Connected(self.backend.into()),
+            2 => Counted::Bypassing(self.backend.into()),
+            3 => Counted::Rejected,
+            4 => Counted::Pinged,
+            _ => return None,
+        };
+        Some((self.service.into(), what))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
 pub(crate) struct LocalKey {
     pub(crate) cookie: u64,
     address: Address,
@@ -226,7 +261,7 @@ macro_rules! plain {
         unsafe impl aya::Pod for $type {})+
     };
 }
-plain!(Target, RawService, RawPort, Set, BindingKey, SlotKey, LiveKey, LocalKey, RawSandbox);
+plain!(Target, RawService, RawPort, Set, BindingKey, SlotKey, LiveKey, CountKey, LocalKey, RawSandbox);
 
 const _: () = {
     assert!(size_of::<Target>() == 16 + 4);
@@ -236,6 +271,7 @@ const _: () = {
     assert!(size_of::<BindingKey>() == 4 + 16);
     assert!(size_of::<SlotKey>() == 16);
     assert!(size_of::<LiveKey>() == 8 + 20 + 4);
+    assert!(size_of::<CountKey>() == 20 + 16 + 4);
     assert!(size_of::<LocalKey>() == 8 + 16);
     assert!(size_of::<RawSandbox>() == 4 + 4 * NETWORKS_MAX + 4);
 };
@@ -251,6 +287,11 @@ mod tests {
             assert_eq!(IpAddr::from(Address::from(address)), address);
             let key = ServiceKey { vni: 4097, address };
             assert_eq!(ServiceKey::from(RawService::from(key)), key);
+            for what in
+                [Counted::Connected(address), Counted::Bypassing(address), Counted::Rejected, Counted::Pinged]
+            {
+                assert_eq!(CountKey::new(key, what).read(), Some((key, what)));
+            }
             let socket = SocketAddr::new(address, 8080);
             assert_eq!(Target::port(socket).socket_address(), socket);
         }

@@ -25,7 +25,8 @@ mod sys;
 pub use balancer::Balancer;
 pub use destroy::destroy_sockets;
 pub use entry::{
-    BalancerConfig, DnsPorts, KernelState, LocalPort, NETWORKS_MAX, PortKey, SandboxEntry, ServiceKey,
+    BalancerConfig, Counted, Counts, DnsPorts, KernelState, LocalPort, NETWORKS_MAX, PortKey, SandboxEntry,
+    ServiceKey,
 };
 pub use error::{Error, Result};
 pub use netns::{netns_cookie, own_netns_cookie};

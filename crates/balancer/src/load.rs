@@ -3,12 +3,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuHashMap};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod};
 
-use crate::layout::{BindingKey, LocalKey, RawPort, RawSandbox, RawService, Set};
+use crate::layout::{BindingKey, CountKey, LocalKey, RawPort, RawSandbox, RawService, Set};
 use crate::pins::Pins;
 use crate::sets::Sets;
 use crate::{Error, Result, pins, sys};
@@ -38,6 +38,7 @@ pub(crate) struct Maps {
     pub(crate) locals: HashMap<MapData, LocalKey, u8>,
     pub(crate) bindings: HashMap<MapData, BindingKey, u8>,
     pub(crate) node: Array<MapData, u64>,
+    pub(crate) counts: PerCpuHashMap<MapData, CountKey, u64>,
 }
 
 /// Loads this build's programs over the pinned maps, or new ones, and puts them at the root of cgroup2.
@@ -71,6 +72,10 @@ pub(crate) fn connect_programs(pins: &Pins) -> Result<Maps> {
         locals: hash(&mut ebpf, "locals")?,
         bindings: hash(&mut ebpf, "bindings")?,
         node: array(&mut ebpf, "node")?,
+        counts: {
+            let map = map(&mut ebpf, "counts", size_of::<CountKey>(), size_of::<u64>())?;
+            map.try_into().map_err(|source| Error::Map { name: "counts", source })?
+        },
     })
 }
 
@@ -193,7 +198,7 @@ fn array<V: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, V
 /// names was made by whoever could write there, and the kernel copies by its own sizes.
 fn map(ebpf: &mut Ebpf, name: &'static str, key: usize, value: usize) -> Result<Map> {
     let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
-    if let Map::HashMap(data) | Map::Array(data) = &map {
+    if let Map::HashMap(data) | Map::Array(data) | Map::PerCpuHashMap(data) = &map {
         let info = data.info().map_err(|source| Error::Map { name, source })?;
         if info.key_size() as usize == key && info.value_size() as usize == value {
             return Ok(map);

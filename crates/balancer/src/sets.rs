@@ -144,7 +144,7 @@ impl Sets {
     }
 }
 
-fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+pub(crate) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),

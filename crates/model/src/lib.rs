@@ -13,6 +13,7 @@ mod deposit;
 mod guest;
 mod id;
 mod log;
+mod measure;
 mod name;
 mod object;
 mod pool;
@@ -33,6 +34,7 @@ pub use id::{
     ClusterId, ContainerId, DepositId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId,
 };
 pub use log::{LogEntry, LogSelector, LogSource};
+pub use measure::NameCounts;
 pub use name::invent_name;
 pub use object::{
     Attachment, Cluster, Failure, JobStatus, ManagerAddresses, Meta, Network, NetworkState, Node,

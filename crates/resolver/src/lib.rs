@@ -19,6 +19,7 @@ pub mod resolv_conf;
 mod sandbox;
 mod serve;
 mod state;
+mod tally;
 mod trace;
 mod view;
 mod wire;

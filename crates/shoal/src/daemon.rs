@@ -43,6 +43,10 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         Some(Health { address, .. }) => Some(tell_health(address, agent.clone(), ended.clone()).await?),
         None => None,
     };
+    let metrics = match options.metrics {
+        Some(address) => Some(tell_metrics(address, agent.clone(), ended.clone()).await?),
+        None => None,
+    };
     let mut signals = async || {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -68,7 +72,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     agent.shutdown().await;
     membership.shutdown().await;
     ended.cancel();
-    if let Some(telling) = health {
+    for telling in [health, metrics].into_iter().flatten() {
         let _ = telling.await;
     }
     tracing::info!("stopped");
@@ -93,6 +97,19 @@ async fn tell_health(
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
     tracing::info!(%address, "telling load balancers whether the node is in service");
     Ok(tokio::spawn(shoal_api::serve_health(listener, move || agent.in_service(), async move {
+        ended.cancelled().await;
+    })))
+}
+
+/// Tells the node's numbers at this address, until the end.
+async fn tell_metrics(
+    address: SocketAddr,
+    agent: Agent,
+    ended: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+    tracing::info!(%address, "telling the node's numbers");
+    Ok(tokio::spawn(shoal_api::serve_metrics(listener, agent, async move {
         ended.cancelled().await;
     })))
 }

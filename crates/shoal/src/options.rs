@@ -71,6 +71,9 @@ pub(crate) struct DaemonArgs {
     /// Seconds for which a daemon that is told to stop says so at the health address before it does [default: 5]
     #[arg(long)]
     pub health_grace: Option<u64>,
+    /// Where Prometheus asks for the node's numbers, ADDRESS:PORT; nowhere unless it is given
+    #[arg(long)]
+    pub metrics_addr: Option<SocketAddr>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -106,6 +109,7 @@ struct File {
     registry_certificates: Option<PathBuf>,
     health_address: Option<SocketAddr>,
     health_grace: Option<u64>,
+    metrics_addr: Option<SocketAddr>,
 }
 
 /// Where and for how long a node says how it stands.
@@ -123,6 +127,7 @@ pub(crate) struct Options {
     pub agent: AgentConfig,
     pub log_format: LogFormat,
     pub health: Option<Health>,
+    pub metrics: Option<SocketAddr>,
 }
 
 impl DaemonArgs {
@@ -153,6 +158,7 @@ impl DaemonArgs {
         let health = self.health_address.or(file.health_address);
         Ok(Options {
             health: health.map(|address| Health { address, grace: Duration::from_secs(grace) }),
+            metrics: self.metrics_addr.or(file.metrics_addr),
             socket: std::path::absolute(socket)?,
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             agent: AgentConfig {
@@ -253,6 +259,17 @@ mod tests {
         assert_eq!(health(&arguments), Health { address, grace });
         arguments.health_address = Some("[::]:2378".parse().unwrap());
         assert_eq!(health(&arguments).address, "[::]:2378".parse().unwrap());
+    }
+
+    #[test]
+    fn metrics_are_off_unless_they_have_an_address() {
+        let (_dir, arguments) = with_file("{}");
+        assert_eq!(arguments.resolve(None).unwrap().metrics, None);
+        let (_dir, mut arguments) = with_file(r#"{"metrics-addr": "127.0.0.1:9323"}"#);
+        let metrics = |arguments: &DaemonArgs| arguments.clone().resolve(None).unwrap().metrics.unwrap();
+        assert_eq!(metrics(&arguments), "127.0.0.1:9323".parse().unwrap());
+        arguments.metrics_addr = Some("[::1]:9323".parse().unwrap());
+        assert_eq!(metrics(&arguments), "[::1]:9323".parse().unwrap());
     }
 
     #[test]

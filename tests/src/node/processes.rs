@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{Node, shoal};
 use crate::registry::PLAIN_PORT;
-use crate::{HEALTH_GRACE, HEALTH_PORT, Netns, OUTSIDE, PATIENCE, process, wait_until};
+use crate::{HEALTH_GRACE, HEALTH_PORT, METRICS_PORT, Netns, OUTSIDE, PATIENCE, process, wait_until};
 
 impl Node {
     /// The flags every verb that works without a daemon needs as well.
@@ -28,6 +28,7 @@ impl Node {
             ("--verify-period", self.options.verify_period.to_string()),
             ("--insecure-registry", format!("{OUTSIDE}:{PLAIN_PORT}")),
             ("--registry-certificates", path("certs.d")),
+            ("--metrics-addr", format!("127.0.0.1:{METRICS_PORT}")),
         ];
         let flags = flags.into_iter().chain(health.into_iter().flatten());
         flags.flat_map(|(flag, value)| [flag.to_owned(), value]).collect()

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
 
+use shoal_balancer::Counted;
+
 use crate::world::*;
 
 /// A container "a" that runs a namespace of its own behind its own NAT, as docker-in-docker does.
@@ -52,7 +54,11 @@ fn a_nested_namespace_reaches_a_vip() {
         name
     });
     assert_eq!(udp, expected);
-    assert!(world.balancer().bypassed_flows().unwrap() >= 4);
+    let flows = world.balancer().bypassed_flows().unwrap();
+    assert!(flows >= 4);
+    let counts = world.balancer().counts().unwrap();
+    let bypassing = ["b", "c"].map(|name| Counted::Bypassing(world.address(name)));
+    assert_eq!(bypassing.iter().map(|what| counts[&(key(VIP), *what)]).sum::<u64>(), flows);
     // Connections of the container itself are not among them.
     let before = world.balancer().bypassed_flows().unwrap();
     assert_eq!(world.inside("a", || ask_tcp(to)).unwrap().1, to);

@@ -159,7 +159,7 @@ fn removal_leaves_neither_program_nor_map_nor_pin() {
     world.serve("b");
     world.service(VIP, &[world.address("b")]);
     let maps = map_ids(&world.config.pins);
-    assert_eq!(maps.len(), 16);
+    assert_eq!(maps.len(), 17);
     assert_eq!(programs_over(&maps), 10, "eight hooks, and the answerer's two");
     drop(world.balancer.take());
     assert_eq!(programs_over(&maps), 8, "no interface uses the answerer");

@@ -4,6 +4,7 @@
 
 mod answer;
 mod bypass;
+mod counts;
 mod destroy;
 mod dns;
 mod lifecycle;

@@ -5,8 +5,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shoal_model::NetworkId;
 use shoal_model::trace::Lookup;
+use shoal_model::{NameCounts, NetworkId};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
@@ -97,6 +97,14 @@ impl Client {
     pub async fn read_names(&self, network: &NetworkId) -> Result<Option<Names>> {
         match self.call(&Request::ReadNames(network.clone())).await? {
             Reply::Names(names) => Ok(names),
+            _ => Err(self.broken(unexpected())),
+        }
+    }
+
+    /// What became of all questions so far.
+    pub async fn counts(&self) -> Result<NameCounts> {
+        match self.call(&Request::Counts).await? {
+            Reply::Counts(counts) => Ok(counts),
             _ => Err(self.broken(unexpected())),
         }
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use shoal_model::trace::Lookup;
-use shoal_model::{NetworkId, TableVersion};
+use shoal_model::{NameCounts, NetworkId, TableVersion};
 
 use crate::Names;
 
@@ -99,6 +99,8 @@ pub(crate) enum Request {
     },
     ReadBack,
     ReadNames(NetworkId),
+    /// What became of questions so far.
+    Counts,
     /// What a sandbox would be answered.
     Trace {
         sandbox: String,
@@ -118,6 +120,7 @@ pub(crate) enum Reply {
     Done,
     State(State),
     Names(Option<Names>),
+    Counts(NameCounts),
     /// `None`: the sandbox is not served.
     Trace(Option<Lookup>),
     Error(String),

@@ -160,6 +160,11 @@ impl Registry {
                 let names = names.filter(|names| !names.is_unknown());
                 return Ok(Reply::Names(names.map(Arc::unwrap_or_clone)));
             }
+            Request::Counts => {
+                let mut counts = self.forwarder.kept_counts();
+                served.sandboxes.values().for_each(|sandbox| counts += sandbox.counts());
+                return Ok(Reply::Counts(counts));
+            }
             Request::Trace { sandbox, name } => {
                 let sandbox = served.sandboxes.get(&sandbox);
                 return Ok(Reply::Trace(sandbox.map(|sandbox| sandbox.trace(&name))));

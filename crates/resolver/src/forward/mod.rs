@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use shoal_model::NameCounts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
@@ -31,6 +32,8 @@ pub(crate) struct Forwarder {
     /// Sandboxes with the same servers of their own share a pool.
     own: Mutex<HashMap<Vec<IpAddr>, Weak<Pool>>>,
     in_flight: Arc<Semaphore>,
+    /// Of sandboxes that are no more.
+    counts: Mutex<NameCounts>,
 }
 
 /// The servers of the node's configuration.
@@ -51,6 +54,7 @@ impl Forwarder {
             node: Mutex::new(NodeServers::read(resolv_conf.to_owned())),
             own: Mutex::default(),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            counts: Mutex::default(),
         }
     }
 
@@ -71,6 +75,16 @@ impl Forwarder {
         let pool = Arc::new(Pool::new(servers));
         own.insert(servers.to_vec(), Arc::downgrade(&pool));
         pool
+    }
+
+    /// A sandbox ends: what it counted is not lost.
+    pub(crate) fn keep_counts(&self, counts: NameCounts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) += counts;
+    }
+
+    /// What sandboxes that are no more have counted.
+    pub(crate) fn kept_counts(&self) -> NameCounts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Room for one more question, as long as the permit lives.

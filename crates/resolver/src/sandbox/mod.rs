@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use hickory_proto::op::ResponseCode;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use shoal_model::NameCounts;
 use shoal_model::trace::Lookup;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -17,6 +18,7 @@ use tokio::task::AbortHandle;
 use crate::answer::{Transport, Verdict, answer, refuse};
 use crate::feed::{DnsPorts, SandboxState, SandboxView};
 use crate::forward::{Forwarder, Pool};
+use crate::tally::Tally;
 use crate::trace::trace;
 use crate::view::View;
 use crate::wire::QUERY_BYTES_MAX;
@@ -46,6 +48,7 @@ struct Serving {
     sight: ArcSwap<Sight>,
     forwarder: Arc<Forwarder>,
     in_flight: Arc<Semaphore>,
+    tally: Arc<Tally>,
 }
 
 /// What the sandbox sees and where its other names are asked.
@@ -69,6 +72,7 @@ struct Question {
     pool: Arc<Pool>,
     packet: Vec<u8>,
     transport: Transport,
+    tally: Arc<Tally>,
     _permits: [OwnedSemaphorePermit; 2],
 }
 
@@ -100,7 +104,7 @@ impl Sandbox {
         let tcp = TcpListener::from_std(sockets.tcp)?;
         let sight = ArcSwap::from_pointee(Sight::new(&feed, view, &forwarder));
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-        let serving = Arc::new(Serving { sight, forwarder, in_flight });
+        let serving = Arc::new(Serving { sight, forwarder, in_flight, tally: Arc::default() });
         let loops = [
             tokio::spawn(serve_udp(udp, serving.clone())).abort_handle(),
             tokio::spawn(tcp::serve(tcp, serving.clone())).abort_handle(),
@@ -126,6 +130,11 @@ impl Sandbox {
         trace(&sight.view, &sight.pool(&self.serving.forwarder), name)
     }
 
+    /// What became of its questions so far.
+    pub(crate) fn counts(&self) -> NameCounts {
+        self.serving.tally.counts()
+    }
+
     pub(crate) fn ports(&self) -> DnsPorts {
         self.state.ports
     }
@@ -134,6 +143,7 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         self.loops.iter().for_each(AbortHandle::abort);
+        self.serving.forwarder.keep_counts(self.counts());
     }
 }
 
@@ -160,8 +170,14 @@ impl Serving {
     ) -> Handled {
         let sight = self.sight.load();
         match answer(&sight.view, packet, transport, random, reply) {
-            Verdict::Local => Handled::Reply,
-            Verdict::Ignore => Handled::Nothing,
+            Verdict::Local => {
+                self.tally.local.raise();
+                Handled::Reply
+            }
+            Verdict::Ignore => {
+                self.tally.ignored.raise();
+                Handled::Nothing
+            }
             Verdict::Forward => {
                 let pool = sight.pool(&self.forwarder);
                 self.forward(packet, transport, pool, reply)
@@ -171,16 +187,20 @@ impl Serving {
 
     fn forward(&self, packet: &[u8], transport: Transport, pool: Arc<Pool>, reply: &mut Vec<u8>) -> Handled {
         if pool.recall(packet, transport, reply) {
+            self.tally.cached.raise();
             return Handled::Reply;
         }
         let refused = if pool.servers().is_empty() {
+            self.tally.failed.raise();
             ResponseCode::ServFail
         } else {
             let permits = self.in_flight.clone().try_acquire_owned().ok().zip(self.forwarder.admit());
             if let Some((own, all)) = permits {
-                let packet = packet.to_vec();
-                return Handled::Ask(Question { pool, packet, transport, _permits: [own, all] });
+                let (packet, tally) = (packet.to_vec(), self.tally.clone());
+                tally.forwarded.raise();
+                return Handled::Ask(Question { pool, packet, transport, tally, _permits: [own, all] });
             }
+            self.tally.refused.raise();
             ResponseCode::Refused
         };
         match refuse(packet, refused, reply) {
@@ -215,6 +235,7 @@ impl Question {
         if let Some(reply) = self.pool.ask(&self.packet, self.transport).await {
             return reply;
         }
+        self.tally.failed.raise();
         let mut reply = Vec::new();
         refuse(&self.packet, ResponseCode::ServFail, &mut reply);
         reply
