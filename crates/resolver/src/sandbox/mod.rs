@@ -1,13 +1,10 @@
 //! One served sandbox: sockets inside its namespace, and the loops that answer on them.
 
-use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::ResponseCode;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use shoal_model::NameCounts;
 use shoal_model::trace::Lookup;
@@ -21,17 +18,15 @@ use crate::forward::{Forwarder, Pool};
 use crate::tally::Tally;
 use crate::trace::trace;
 use crate::view::View;
-use crate::wire::QUERY_BYTES_MAX;
 
 mod socket;
 mod tcp;
+mod udp;
 
 pub(crate) use socket::{Namespace, Sockets};
 
 /// Questions of one sandbox in flight; Docker's bound. More are refused at once.
 const IN_FLIGHT_MAX: usize = 1024;
-/// Datagrams handled before other sandboxes get their turn.
-const BATCH: usize = 64;
 
 /// A sandbox being served, until it is dropped.
 #[derive(Debug)]
@@ -76,21 +71,6 @@ struct Question {
     _permits: [OwnedSemaphorePermit; 2],
 }
 
-/// Working memory of one thread; no query keeps any of it.
-struct Scratch {
-    packet: Vec<u8>,
-    reply: Vec<u8>,
-    random: SmallRng,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        packet: vec![0; QUERY_BYTES_MAX],
-        reply: Vec::with_capacity(QUERY_BYTES_MAX),
-        random: SmallRng::from_os_rng(),
-    });
-}
-
 impl Sandbox {
     /// Begins to answer on the sockets.
     pub(crate) fn start(
@@ -106,7 +86,7 @@ impl Sandbox {
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
         let serving = Arc::new(Serving { sight, forwarder, in_flight, tally: Arc::default() });
         let loops = [
-            tokio::spawn(serve_udp(udp, serving.clone())).abort_handle(),
+            tokio::spawn(udp::serve(udp, serving.clone())).abort_handle(),
             tokio::spawn(tcp::serve(tcp, serving.clone())).abort_handle(),
         ];
         let state = SandboxState { view: feed, ports };
@@ -208,25 +188,6 @@ impl Serving {
             None => Handled::Nothing,
         }
     }
-
-    /// Handles what has arrived, up to a batch; questions for other servers go on by themselves.
-    fn drain(&self, socket: &Arc<UdpSocket>) -> io::Result<()> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            for _ in 0..BATCH {
-                let (length, from) = socket.try_recv_from(&mut scratch.packet)?;
-                let packet = &scratch.packet[..length];
-                match self.handle(packet, Transport::Udp, &mut scratch.random, &mut scratch.reply) {
-                    // A reply that cannot be sent is a lost packet to the client, which asks again.
-                    Handled::Reply => drop(socket.try_send_to(&scratch.reply, from)),
-                    Handled::Ask(question) => {
-                        tokio::spawn(ask_udp(socket.clone(), from, question));
-                    }
-                    Handled::Nothing => {}
-                }
-            }
-            Ok(())
-        })
-    }
 }
 
 impl Question {
@@ -239,26 +200,5 @@ impl Question {
         let mut reply = Vec::new();
         refuse(&self.packet, ResponseCode::ServFail, &mut reply);
         reply
-    }
-}
-
-async fn ask_udp(socket: Arc<UdpSocket>, from: SocketAddr, question: Question) {
-    let reply = question.ask().await;
-    if let Err(error) = socket.send_to(&reply, from).await {
-        tracing::debug!(%error, bytes = reply.len(), "a reply could not be sent");
-    }
-}
-
-async fn serve_udp(socket: Arc<UdpSocket>, serving: Arc<Serving>) {
-    loop {
-        if let Err(error) = socket.readable().await {
-            tracing::error!(%error, "a sandbox's UDP socket is of no use any more");
-            return;
-        }
-        match serving.drain(&socket) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => tracing::debug!(%error, "a datagram could not be received"),
-        }
     }
 }

@@ -4,13 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 
-use super::{Handled, SCRATCH, Serving};
+use super::{Handled, Serving};
 use crate::answer::Transport;
 
 /// Connections of one sandbox at a time; further ones wait to be accepted.
@@ -53,6 +55,7 @@ async fn serve_connection(stream: TcpStream, serving: Arc<Serving>) -> io::Resul
     let (reader, writer) = stream.into_split();
     let (mut reader, writer) = (BufReader::new(reader), Writer::new(Mutex::new(writer)));
     let mut asked = tokio::task::JoinSet::new();
+    let mut random = SmallRng::from_os_rng();
     let (mut packet, mut reply, mut frames) = (Vec::new(), Vec::new(), Vec::new());
     loop {
         // Questions that have come together are answered together.
@@ -63,23 +66,18 @@ async fn serve_connection(stream: TcpStream, serving: Arc<Serving>) -> io::Resul
         let received = timeout(IDLE, read_frame(&mut reader, &mut packet)).await;
         while asked.try_join_next().is_some() {}
         match received {
-            Ok(Ok(())) => {
-                let handled = SCRATCH.with_borrow_mut(|scratch| {
-                    serving.handle(&packet, Transport::Tcp, &mut scratch.random, &mut reply)
-                });
-                match handled {
-                    Handled::Reply => push_frame(&mut frames, &reply)?,
-                    Handled::Ask(question) => {
-                        let writer = writer.clone();
-                        asked.spawn(async move {
-                            let mut frame = Vec::new();
-                            push_frame(&mut frame, &question.ask().await)?;
-                            write(&writer, &frame).await
-                        });
-                    }
-                    Handled::Nothing => {}
+            Ok(Ok(())) => match serving.handle(&packet, Transport::Tcp, &mut random, &mut reply) {
+                Handled::Reply => push_frame(&mut frames, &reply)?,
+                Handled::Ask(question) => {
+                    let writer = writer.clone();
+                    asked.spawn(async move {
+                        let mut frame = Vec::new();
+                        push_frame(&mut frame, &question.ask().await)?;
+                        write(&writer, &frame).await
+                    });
                 }
-            }
+                Handled::Nothing => {}
+            },
             // The client has asked all it wanted; it may still be waiting for answers.
             Ok(Err(_)) | Err(_) => {
                 while asked.join_next().await.is_some() {}
