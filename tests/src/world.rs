@@ -78,6 +78,12 @@ impl World {
         self.netns.ip(&["link", "set", &port, "master", BRIDGE, "up"]);
         node.ip(&["addr", "add", &format!("{}/24", node_address(number)), "dev", "eth0"]);
         node.ip(&["addr", "add", &format!("{}/64", node_address_v6(number)), "dev", "eth0", "nodad"]);
+        // The strictest that a machine may be (`ip-sysctl.rst`).
+        node.run(|| {
+            for link in ["all", "default", "eth0"] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{link}/rp_filter"), "1").unwrap();
+            }
+        });
         node.ip(&["link", "set", "eth0", "up"]);
         node.ip(&["route", "add", "default", "via", &GATEWAY.to_string()]);
         node.ip(&["-6", "route", "add", "default", "via", &GATEWAY_V6.to_string()]);
