@@ -469,3 +469,42 @@ fn a_container_is_on_a_bridge_and_on_the_clusters_network() {
     node.docker(&["network", "rm", "near"]).ok();
     node.finish();
 }
+
+/// What a node has: links, nftables with all elements, addresses.
+fn possessions(node: &Node) -> String {
+    let rules = node.netns.command("nft").args(["list", "ruleset"]).output().unwrap();
+    let links = node.netns.ip(&["-br", "addr"]);
+    // Interfaces that come and go have numbers.
+    let names: Vec<&str> = links.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    format!("{names:?}\n{}", String::from_utf8_lossy(&rules.stdout))
+}
+
+/// Of the daemon, in KiB.
+fn memory(node: &Node) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.daemon_pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn networks_and_containers_that_come_and_go_leave_nothing() {
+    let node = alone();
+    let rounds = std::env::var("SHOAL_E2E_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
+    let cycle = || {
+        node.docker(&["network", "create", "--subnet", "10.5.0.0/29", "net"]).ok();
+        run(&node, "box", &["--network", "net", "-p", "8080:80"], "serve");
+        assert_eq!(address(&node, "box", "net").to_string(), "10.5.0.2");
+        node.docker(&["network", "connect", "bridge", "box"]).ok();
+        node.docker(&["rm", "-f", "box"]).ok();
+        node.docker(&["network", "rm", "net"]).ok();
+    };
+    // What the first ones make stays: the default network, and what a process needs once.
+    (0..3).for_each(|_| cycle());
+    let (before, used) = (possessions(&node), memory(&node));
+    (0..rounds).for_each(|_| cycle());
+    assert_eq!(possessions(&node), before);
+    let more = memory(&node).saturating_sub(used);
+    eprintln!("{rounds} rounds: {used} KiB, and {more} KiB more");
+    assert!(more < 16 << 10, "{more} KiB more than {used}");
+    node.finish();
+}
