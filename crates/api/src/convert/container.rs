@@ -1,17 +1,15 @@
 //! [`shoal_agent::ContainerView`] → containers as Docker's clients read them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use jiff::Timestamp;
-use shoal_agent::{
-    Binding, ContainerNetwork, ContainerView, Health, HealthStatus, NetworkMode, PlainView, Restart,
-};
-use shoal_model::{Mount, MountKind, NetworkId};
+use shoal_agent::{ContainerView, Health, HealthStatus, Restart};
+use shoal_model::{Mount, MountKind};
 use shoal_runtime::{Container, ContainerState};
 
+use super::endpoint::{BRIDGE, endpoints, network_mode};
 use super::image::STORAGE_DRIVER;
-use super::network::{endpoint_id, predefined_id};
+use super::port;
 use super::service_out::{healthcheck, ulimit};
 use super::volume::DRIVER;
 use super::{some, time};
@@ -38,10 +36,6 @@ const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/
 
 /// Docker's default for `/dev/shm`, in bytes.
 const SHM_SIZE: u64 = 64 * 1024 * 1024;
-
-/// Name, and mode, of the node's own network stack.
-const HOST: &str = "host";
-const BRIDGE: &str = "bridge";
 
 /// `running`, `exited`, `created`, `restarting`.
 pub(crate) fn state_word(view: &ContainerView) -> &'static str {
@@ -82,7 +76,7 @@ pub(crate) fn summary(view: &ContainerView, now: Timestamp, engine: &str) -> wir
         image_id: container.image_id.clone(),
         command: container.argv.join(" "),
         created: container.created.as_second(),
-        ports: view.ports.iter().flat_map(published).collect(),
+        ports: view.ports.iter().flat_map(port::published).collect(),
         labels: container.config.labels.clone(),
         state: state_word(view),
         status: status(view, now),
@@ -130,121 +124,6 @@ fn human(seconds: u64) -> String {
         (.., ..1440) => format!("{} weeks", hours / 24 / 7),
         (.., ..17520) => format!("{} months", hours / 24 / 30),
         _ => format!("{} years", hours / 24 / 365),
-    }
-}
-
-fn network_mode(view: &ContainerView) -> String {
-    match &view.plain {
-        Some(plain) => match &plain.spec.shares {
-            Some(other) => format!("container:{other}"),
-            None => mode(plain).to_owned(),
-        },
-        None if view.container.config.netns.is_some() => "default".to_owned(),
-        None => HOST.to_owned(),
-    }
-}
-
-/// The network of a plain container, by which it was asked for.
-fn mode(plain: &PlainView) -> &str {
-    match plain.spec.network {
-        NetworkMode::Bridge => BRIDGE,
-        NetworkMode::None => "none",
-        NetworkMode::Host => HOST,
-        NetworkMode::Named => plain.spec.places.first().map_or("", |place| &place.network),
-        NetworkMode::Container => "container",
-    }
-}
-
-fn endpoints(view: &ContainerView, with_aliases: bool, engine: &str) -> BTreeMap<String, wire::Endpoint> {
-    if view.plain.as_ref().is_some_and(|plain| plain.spec.shares.is_some()) {
-        return BTreeMap::new();
-    }
-    if view.container.config.netns.is_none() {
-        return BTreeMap::from([(HOST.to_owned(), host_endpoint(view, engine))]);
-    }
-    let owner = view.task.as_ref().map_or(view.container.config.id.as_str(), |task| task.as_str());
-    let aliases = with_aliases.then(|| vec![view.container.config.id.short().to_owned()]);
-    let mut endpoints: BTreeMap<String, wire::Endpoint> = view
-        .networks
-        .iter()
-        .map(|network| (network.name.clone(), endpoint(owner, network, aliases.clone(), engine)))
-        .collect();
-    if let Some(plain) = view.plain.as_ref().filter(|_| endpoints.is_empty()) {
-        endpoints.extend(without_address(plain));
-    }
-    endpoints
-}
-
-/// Where a plain container is that does not run, or has no address that would mean anything to others.
-fn without_address(plain: &PlainView) -> Vec<(String, wire::Endpoint)> {
-    match plain.spec.network {
-        NetworkMode::Named | NetworkMode::Bridge => {
-            let places = plain.spec.places.iter();
-            places
-                .map(|place| {
-                    let aliases = Some(place.aliases.clone()).filter(|aliases| !aliases.is_empty());
-                    (place.network.clone(), wire::Endpoint { aliases, ..wire::Endpoint::default() })
-                })
-                .collect()
-        }
-        _ => vec![(mode(plain).to_owned(), wire::Endpoint::default())],
-    }
-}
-
-/// A place on the node's own network stack, which has no address of its own.
-fn host_endpoint(view: &ContainerView, engine: &str) -> wire::Endpoint {
-    let network = predefined_id(engine, HOST);
-    wire::Endpoint {
-        ipam: None,
-        links: None,
-        aliases: None,
-        endpoint: endpoint_id(view.container.config.id.as_str(), &NetworkId::new(&network)),
-        network,
-        gateway: String::new(),
-        ip: String::new(),
-        prefix: 0,
-        ipv6_gateway: String::new(),
-        ipv6: String::new(),
-        ipv6_prefix: 0,
-        mac: String::new(),
-        driver_opts: None,
-    }
-}
-
-fn endpoint(
-    owner: &str,
-    network: &ContainerNetwork,
-    aliases: Option<Vec<String>>,
-    engine: &str,
-) -> wire::Endpoint {
-    let at = &network.attachment;
-    let is_default = network.leads_out && network.name == BRIDGE;
-    let gateway = |v6: bool| {
-        let gateway = network.gateway.filter(|gateway| network.leads_out && gateway.is_ipv6() == v6);
-        gateway.map(|gateway| gateway.to_string()).unwrap_or_default()
-    };
-    let aliases = match aliases.filter(|_| !is_default) {
-        Some(mut names) => {
-            names.splice(0..0, at.aliases.iter().cloned());
-            Some(names)
-        }
-        None => None,
-    };
-    wire::Endpoint {
-        ipam: Some(wire::EndpointIpam { ipv4: at.address.addr().to_string() }),
-        links: None,
-        aliases,
-        network: if is_default { predefined_id(engine, BRIDGE) } else { at.network.to_string() },
-        endpoint: endpoint_id(owner, &at.network),
-        // An overlay's gateway is not a way out: Docker shows none either.
-        gateway: gateway(false),
-        ip: at.address.addr().to_string(),
-        prefix: at.address.prefix_len(),
-        ipv6_gateway: gateway(true),
-        ipv6: at.address_v6.map(|address| address.addr().to_string()).unwrap_or_default(),
-        ipv6_prefix: at.address_v6.map(|address| address.prefix_len()).unwrap_or_default(),
-        mac: at.mac.to_string(),
-        driver_opts: None,
     }
 }
 
@@ -387,7 +266,7 @@ fn host_config(view: &ContainerView) -> wire::HostConfig {
     wire::HostConfig {
         log_config: wire::LogConfig { r#type: "json-file", config: config.log_options.clone() },
         network_mode: network_mode(view),
-        port_bindings: asked_bindings(view),
+        port_bindings: port::asked_bindings(view),
         publish_all_ports: view.plain.as_ref().is_some_and(|plain| plain.spec.publish_all),
         restart_policy: restart_policy(view),
         auto_remove: view.plain.as_ref().is_some_and(|plain| plain.spec.auto_remove),
@@ -497,53 +376,6 @@ impl Default for wire::HostConfig {
     }
 }
 
-/// The addresses of the node at which a port leads to the container: a task's are shown as Docker shows them.
-fn published_at(binding: &Binding) -> Vec<IpAddr> {
-    binding
-        .address
-        .map_or_else(|| vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()], |at| vec![at])
-}
-
-fn published(binding: &Binding) -> Vec<wire::Port> {
-    let port = &binding.port;
-    let at = |address: IpAddr| wire::Port {
-        ip: address.to_string(),
-        private_port: port.target,
-        public_port: port.published,
-        r#type: port.protocol.as_str(),
-    };
-    published_at(binding).into_iter().map(at).collect()
-}
-
-fn bindings(view: &ContainerView) -> BTreeMap<String, Vec<wire::Binding>> {
-    let mut bindings: BTreeMap<String, Vec<wire::Binding>> = BTreeMap::new();
-    for held in &view.ports {
-        let at = |address: IpAddr| wire::Binding {
-            host_ip: address.to_string(),
-            host_port: held.port.published.to_string(),
-        };
-        let key = format!("{}/{}", held.port.target, held.port.protocol.as_str());
-        bindings.entry(key).or_default().extend(published_at(held).into_iter().map(at));
-    }
-    bindings
-}
-
-/// As the user asked for them.
-fn asked_bindings(view: &ContainerView) -> BTreeMap<String, Vec<wire::Binding>> {
-    let mut bindings: BTreeMap<String, Vec<wire::Binding>> = BTreeMap::new();
-    for held in view.plain.iter().flat_map(|plain| &plain.spec.ports) {
-        let at = wire::Binding {
-            host_ip: held.address.map(|address| address.to_string()).unwrap_or_default(),
-            host_port: Some(held.port.published)
-                .filter(|port| *port != 0)
-                .map(|port| port.to_string())
-                .unwrap_or_default(),
-        };
-        bindings.entry(format!("{}/{}", held.port.target, held.port.protocol.as_str())).or_default().push(at);
-    }
-    bindings
-}
-
 fn network_settings(view: &ContainerView, engine: &str) -> wire::NetworkSettings {
     let key = view.container.config.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     let networks = endpoints(view, true, engine);
@@ -555,7 +387,7 @@ fn network_settings(view: &ContainerView, engine: &str) -> wire::NetworkSettings
         hairpin_mode: false,
         link_local_ipv6_address: "",
         link_local_ipv6_prefix_len: 0,
-        ports: bindings(view),
+        ports: port::bindings(view),
         sandbox_key: key,
         secondary_ip_addresses: None,
         secondary_ipv6_addresses: None,

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use shoal_agent::{Binding, Link, NetworkMode, Place, PlainSpec, Restart};
+use shoal_agent::{Link, NetworkMode, Place, PlainSpec, Restart};
 use shoal_model as model;
-use shoal_model::{DnsConfig, MountKind, Propagation, Protocol, Resources};
+use shoal_model::{DnsConfig, MountKind, Propagation, Resources};
 
+use super::port;
 use super::service_in::{healthcheck, mount, ulimit, volume};
 use crate::error::{ApiError, Result};
 use crate::wire::Unsupported;
@@ -21,7 +22,7 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
     refuse("HostConfig.", &host.rest)?;
     check_modes(&host)?;
     let (network, places, shares) = networks(&host, request.networking_config.unwrap_or_default())?;
-    let ports = bindings(&host)?;
+    let ports = port::asked(&host)?;
     let publish_all = host.publish_all_ports.unwrap_or_default();
     let exposed = request.exposed_ports.unwrap_or_default();
     let dns = dns(&host)?;
@@ -72,7 +73,7 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
         places,
         shares,
         ports,
-        exposed: exposed.keys().map(|text| port(text)).collect::<Result<_>>()?,
+        exposed: exposed.keys().map(|text| port::port(text)).collect::<Result<_>>()?,
         publish_all,
         auto_remove,
         restart,
@@ -187,60 +188,6 @@ fn links(host: &wire::HostConfig, network: NetworkMode) -> Result<Vec<Link>> {
         Ok(Link { alias: alias.to_owned(), target: target.trim_start_matches('/').to_owned() })
     };
     texts.iter().map(link).collect()
-}
-
-/// `80/tcp`.
-fn port(text: &str) -> Result<model::Port> {
-    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let protocol = match protocol {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "sctp" => return Err(ApiError::unsupported("ports of SCTP are")),
-        other => return Err(ApiError::bad_request(format!("invalid protocol: {other}"))),
-    };
-    let number = number.parse().ok().filter(|number| *number != 0);
-    let number = number.ok_or_else(|| ApiError::bad_request(format!("invalid port: {text}")))?;
-    Ok(model::Port { protocol, number })
-}
-
-/// Without a number of the node's, the node chooses one.
-fn bindings(host: &wire::HostConfig) -> Result<Vec<Binding>> {
-    let mut bindings = Vec::new();
-    for (text, at) in host.port_bindings.iter().flatten() {
-        let model::Port { protocol, number } = port(text)?;
-        let at = at.clone().filter(|at| !at.is_empty()).unwrap_or_else(|| vec![wire::PortBinding::default()]);
-        for wire::PortBinding { host_ip, host_port } in at {
-            let published = match host_port.as_deref().unwrap_or_default() {
-                "" => 0,
-                range if range.contains('-') => {
-                    return Err(ApiError::unsupported(format!("choosing a port of a range ({range}) is")));
-                }
-                port => port
-                    .parse()
-                    .map_err(|_| ApiError::bad_request(format!("invalid port specification: \"{port}\"")))?,
-            };
-            let address = match host_ip.as_deref().unwrap_or_default() {
-                "" => None,
-                text => Some(text.parse::<IpAddr>().map_err(|_| {
-                    ApiError::bad_request(format!("invalid IP address of a published port: {text}"))
-                })?),
-            };
-            let port = model::PortConfig {
-                protocol,
-                target: number,
-                published,
-                mode: model::PublishMode::Host,
-                ..model::PortConfig::default()
-            };
-            let address = address.filter(|address| !address.is_unspecified());
-            let binding = Binding { port, address };
-            // `0.0.0.0` and `::` are one here.
-            if !bindings.contains(&binding) {
-                bindings.push(binding);
-            }
-        }
-    }
-    Ok(bindings)
 }
 
 /// The network of the mode first; it may have no configuration of its own.
@@ -523,7 +470,7 @@ mod tests {
         let told = spec.ports.iter().map(|held| (held.port.target, held.port.published, held.address));
         let loopback = Some("127.0.0.1".parse().unwrap());
         assert_eq!(told.collect::<Vec<_>>(), [(80, 8020, None), (81, 0, loopback)]);
-        assert_eq!(spec.exposed, [model::Port { protocol: Protocol::Tcp, number: 80 }]);
+        assert_eq!(spec.exposed, [model::Port { protocol: model::Protocol::Tcp, number: 80 }]);
         let shared = read(r#"{"Image":"b","HostConfig":{"NetworkMode":"container:x"}}"#).unwrap();
         assert_eq!((shared.network, shared.shares.as_deref()), (NetworkMode::Container, Some("x")));
     }

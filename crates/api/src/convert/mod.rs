@@ -3,10 +3,12 @@
 pub(crate) mod container;
 pub(crate) mod create;
 pub(crate) mod deposit;
+mod endpoint;
 pub(crate) mod identity;
 pub(crate) mod image;
 pub(crate) mod network;
 pub(crate) mod node;
+mod port;
 pub(crate) mod service_in;
 pub(crate) mod service_out;
 pub(crate) mod swarm;
