@@ -85,8 +85,9 @@ fn files(node: &Node) -> Vec<String> {
     let owned = [data.join("containers"), run.join("exec"), run.join("netns"), run.join("sandboxes")];
     let mut found: Vec<PathBuf> = owned.into_iter().flat_map(below).collect();
     let names = below(data.join("resolver/names"));
-    // Published ports have no names, but a table, and so has the default network.
-    if names.len() > 2 {
+    // Published ports have no names, but a table, and so has the default network, once it is there.
+    let has_default = node.netns.ip(&["-br", "link"]).contains("shoal0");
+    if names.len() > 1 + usize::from(has_default) {
         found.extend(names);
     }
     found.into_iter().map(|path| format!("file {}", path.display())).collect()
