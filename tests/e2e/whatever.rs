@@ -150,7 +150,8 @@ fn comes_to_say(node: &Node, id: &str) {
         let (_, tasks) = ask(node, "GET", &filters, &Value::Null);
         let mut places: BTreeMap<(u64, String), bool> = BTreeMap::new();
         for task in tasks.as_array().ok_or_else(|| tasks.to_string())? {
-            let runs = task["DesiredState"] == "running" && task["Status"]["State"] == "running";
+            let wanted = matches!(task["DesiredState"].as_str(), Some("running" | "complete"));
+            let runs = wanted && task["Status"]["State"] == "running";
             let done = task["Status"]["State"] == "complete";
             let told = task["Status"]["Err"].as_str().is_some_and(|error| !error.is_empty());
             let node = if task["Slot"].is_null() { task["NodeID"].to_string() } else { String::new() };
