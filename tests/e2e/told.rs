@@ -121,7 +121,8 @@ fn what_happens_to_services_nodes_and_networks_is_told() {
     let cluster = Cluster::start(2);
     let begun = now();
     let format = ["--format", "{{.Type}} {{.Action}} {{.Scope}} {{json .Actor.Attributes}}"];
-    let all = Following::start(cluster.manager(), &[&["events"], &format[..]].concat());
+    // Since a moment, so that nothing is missed while the client starts.
+    let all = Following::start(cluster.manager(), &[&["events", "--since", &begun], &format[..]].concat());
     cluster.manager().network("mynet");
     all.until(r#"network create swarm {"name":"mynet"}"#);
     cluster.service("web", 1, &["--network", "mynet", "--label", "tier=front"], &["idle"]);
