@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use shoal_agent::ContainerEvent;
 use shoal_model::{Availability, Deposit, DepositKind, Labels, NodeId, Service, Task, TaskState};
 use shoal_store::State;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use crate::convert;
@@ -47,11 +47,13 @@ pub(crate) const FILTERS: &[&str] = &[
 pub(crate) struct EventLog {
     kept: Arc<Mutex<VecDeque<Event>>>,
     sender: broadcast::Sender<Event>,
+    /// There is a manager to follow now.
+    begun: Arc<Notify>,
 }
 
 impl Default for EventLog {
     fn default() -> Self {
-        Self { kept: Arc::default(), sender: broadcast::Sender::new(LAG_MAX) }
+        Self { kept: Arc::default(), sender: broadcast::Sender::new(LAG_MAX), begun: Arc::default() }
     }
 }
 
@@ -64,6 +66,11 @@ impl EventLog {
         kept.push_back(event.clone());
         // Nobody listening is fine. Sent under the lock, so that a listener gets each event once.
         let _ = self.sender.send(event);
+    }
+
+    /// A cluster has been made here: what happens in it from now on is told.
+    pub(crate) fn begin(&self) {
+        self.begun.notify_one();
     }
 
     /// The events kept, and a receiver of every later one.
@@ -82,7 +89,8 @@ pub(crate) async fn collect(cluster: ClusterSide, stop: CancellationToken) {
     let following = async {
         loop {
             follow(&cluster).await;
-            tokio::time::sleep(POLL).await;
+            // Who has just made a cluster makes something in it at once.
+            let _ = tokio::time::timeout(POLL, cluster.events.begun.notified()).await;
         }
     };
     tokio::select! {

@@ -53,6 +53,7 @@ async fn init(
         return Err(ApiError::unavailable(ALREADY_MEMBER));
     }
     let node = cluster.swarm.init(request).await.map_err(ApiError::from_lookup)?;
+    cluster.events.begin();
     Ok(body::ok(node.as_str()))
 }
 
