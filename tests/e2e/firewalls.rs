@@ -5,7 +5,10 @@ use std::path::Path;
 use serde_json::Value;
 use shoal_e2e::process;
 use shoal_e2e::web::fetch;
-use shoal_e2e::{Cluster, Node, PATIENCE, shoal, wait_until};
+use shoal_e2e::{Cluster, NODE, Node, OUTSIDE, PATIENCE, shoal, wait_until};
+
+use crate::containers::alone;
+use crate::locals::{netns, run};
 
 const PAGE: &str = "/index.html";
 
@@ -102,6 +105,30 @@ fn ufws_rules_are_found_and_what_the_doctor_says_helps() {
 #[test]
 fn firewallds_rules_are_found_and_what_the_doctor_says_helps() {
     is_found_and_helped("firewalld");
+}
+
+#[test]
+fn what_is_said_helps_containers_on_a_bridge_too() {
+    let node = alone();
+    node.docker(&["network", "create", "near"]).ok();
+    run(&node, "web", &["--network", "near", "--publish", "8000:80"], "serve");
+    let reach = || node.world.netns.run(|| fetch((NODE, 8000), PAGE));
+    reach().expect("the port answers");
+    assert_eq!(doctor(&node), []);
+    load(&node, "ufw");
+    reach().expect_err("the drop is honoured");
+    let found = doctor(&node);
+    assert!(found.iter().any(|(_, remedy)| remedy.contains("\"br-")), "{found:#?}");
+    for (_, remedy) in &found {
+        assert!(node.netns.command("sh").args(["-c", remedy]).status().unwrap().success(), "{remedy}");
+    }
+    assert_eq!(doctor(&node), [], "after {found:#?}");
+    reach().expect("what the doctor says helps");
+    assert!(netns(&node, "web").run(|| fetch((OUTSIDE, 80), "/")).is_ok());
+    assert!(node.netns.command("sh").args(["-c", &removal(&node)]).status().unwrap().success());
+    node.docker(&["rm", "-f", "web"]).ok();
+    node.docker(&["network", "rm", "near"]).ok();
+    node.finish();
 }
 
 /// The daemon says it as well, once.

@@ -15,6 +15,7 @@ use serde_json::Value;
 use self::rules::{Base, Hook, Packet, Ruleset};
 use crate::AgentConfig;
 use crate::node::Node;
+use crate::tables::InForce;
 
 /// The name of our own tables.
 const OWN: &str = "shoal";
@@ -32,6 +33,8 @@ const PERIOD: Duration = Duration::from_secs(60);
 struct Surroundings {
     /// The link to the outside.
     link: String,
+    /// The node's own bridges that lead there, and whether over IPv6 too.
+    bridges: BTreeMap<String, bool>,
     /// Where other nodes' VXLAN frames come in.
     data_ports: BTreeSet<u16>,
     is_manager: bool,
@@ -47,10 +50,11 @@ pub(crate) struct Obstacle {
 }
 
 /// A packet that has to pass, and what it stands for.
-#[derive(Clone)]
-struct Need {
+struct Need<'a> {
     what: &'static str,
-    packet: Packet<'static>,
+    packet: Packet<'a>,
+    /// The links that a rule lets pass which helps, in nft's words.
+    links: &'a str,
 }
 
 /// Looks at the rules of the network namespace this process is in.
@@ -58,11 +62,16 @@ pub(crate) async fn look(config: &AgentConfig) -> Result<Vec<Obstacle>, String> 
     // Without elements: ours may have tens of thousands.
     let ruleset = nft(&["--terse", "list", "ruleset"]).await?;
     // Only there once the node is in a cluster.
-    let data_ports = nft(&["list", "set", "inet", OWN, "data_ports"]).await.unwrap_or_default();
+    let set = async |name| nft(&["list", "set", "inet", OWN, name]).await.unwrap_or_default();
+    let data_ports = numbers(&set("data_ports").await);
+    let (bridges, internal) = (names(&set("bridges").await), names(&set("internal").await));
+    let with_v6 = std::fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
+    let has_v6 = |link: &str| with_v6.lines().any(|line| line.split_whitespace().last() == Some(link));
     let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
     let surroundings = Surroundings {
         link: way_out(&routes).unwrap_or("eth0").to_owned(),
-        data_ports: elements(&data_ports),
+        bridges: bridges.difference(&internal).map(|link| (link.clone(), has_v6(link))).collect(),
+        data_ports,
         is_manager: is_manager(&config.data_dir),
     };
     Ok(obstacles(&ruleset, &surroundings))
@@ -74,7 +83,8 @@ pub(crate) async fn watch(node: Arc<Node>) {
     let mut in_force = node.tables.in_force();
     let looking = async {
         loop {
-            if in_force.wait_for(|tables| tables.values().any(|table| table.config.ingress)).await.is_err() {
+            let forwards = |tables: &InForce| tables.values().any(|table| !table.config.internal);
+            if in_force.wait_for(forwards).await.is_err() {
                 return;
             }
             match look(&node.config).await {
@@ -116,10 +126,17 @@ fn way_out(routes: &str) -> Option<&str> {
     })
 }
 
-fn elements(set: &Value) -> BTreeSet<u16> {
+fn elements(set: &Value) -> impl Iterator<Item = &Value> {
     let objects = set["nftables"].as_array().into_iter().flatten();
-    let elements = objects.filter_map(|object| object["set"]["elem"].as_array()).flatten();
-    elements.filter_map(|element| element.as_u64()?.try_into().ok()).collect()
+    objects.filter_map(|object| object["set"]["elem"].as_array()).flatten()
+}
+
+fn numbers(set: &Value) -> BTreeSet<u16> {
+    elements(set).filter_map(|element| element.as_u64()?.try_into().ok()).collect()
+}
+
+fn names(set: &Value) -> BTreeSet<String> {
+    elements(set).filter_map(|element| element.as_str().map(str::to_owned)).collect()
 }
 
 fn is_manager(data_dir: &Path) -> bool {
@@ -129,78 +146,90 @@ fn is_manager(data_dir: &Path) -> bool {
 /// What the chains of others drop that has to pass.
 fn obstacles(ruleset: &Value, surroundings: &Surroundings) -> Vec<Obstacle> {
     let ruleset = Ruleset::parse(ruleset);
-    let mut dropped: BTreeMap<Base, Vec<Need>> = BTreeMap::new();
-    for need in needs(surroundings) {
-        let named = |link: &'static str| if link.is_empty() { surroundings.link.as_str() } else { link };
-        let to = if need.packet.hook == Hook::Input { "" } else { named(need.packet.to) };
-        let packet = Packet { from: named(need.packet.from), to, ..need.packet.clone() };
-        for base in ruleset.dropping(&packet, OWN) {
-            dropped.entry(base).or_default().push(need.clone());
+    let needs = needs(surroundings);
+    let mut dropped: BTreeMap<Base, Vec<&Need<'_>>> = BTreeMap::new();
+    for need in &needs {
+        for base in ruleset.dropping(&need.packet, OWN) {
+            dropped.entry(base).or_default().push(need);
         }
     }
     dropped.into_iter().map(|(base, needs)| obstacle(&ruleset, base, &needs)).collect()
 }
 
-/// All that has to pass; a link without a name is the one to the outside.
-fn needs(surroundings: &Surroundings) -> Vec<Need> {
-    let forwarded = |what, from, to, state, translated| {
-        [false, true].map(|v6| {
-            let packet =
-                Packet { hook: Hook::Forward, v6, from, to, protocol: "tcp", port: None, state, translated };
-            Need { what, packet }
-        })
-    };
-    let taken_in = |what, protocol, port, state| Need {
-        what,
-        packet: Packet {
+/// A connection that the node forwards, or an answer to one.
+fn forwarded<'a>(from: &'a str, to: &'a str, state: &'static str, translated: bool) -> Packet<'a> {
+    Packet { hook: Hook::Forward, v6: false, from, to, protocol: "tcp", port: None, state, translated }
+}
+
+/// All that has to pass.
+fn needs(surroundings: &Surroundings) -> Vec<Need<'_>> {
+    let out = surroundings.link.as_str();
+    let mut needs = Vec::new();
+    for v6 in [false, true] {
+        let mut need = |links, what, packet| {
+            needs.push(Need { what, links, packet: Packet { v6, ..packet } });
+        };
+        let ours = "shoal-*";
+        need(ours, PUBLISHED, forwarded(out, INGRESS, "new", true));
+        need(ours, PUBLISHED, forwarded(out, TUNNEL, "new", true));
+        let between = "connections from other nodes to tasks of this one";
+        need(ours, between, forwarded(TUNNEL, INGRESS, "new", false));
+        need(ours, REPLIES, forwarded(INGRESS, out, "established", true));
+        need(ours, REPLIES, forwarded(TUNNEL, out, "established", true));
+        need(ours, REPLIES, forwarded(INGRESS, TUNNEL, "established", false));
+        need(ours, OUTGOING, forwarded(GATEWAY, out, "new", false));
+        need(ours, OUTGOING, forwarded(INGRESS, out, "new", false));
+        for (bridge, _) in surroundings.bridges.iter().filter(|(_, has_v6)| **has_v6 || !v6) {
+            need(bridge, PUBLISHED, forwarded(out, bridge, "new", true));
+            need(bridge, REPLIES, forwarded(bridge, out, "established", true));
+            need(bridge, OUTGOING, forwarded(bridge, out, "new", false));
+        }
+    }
+    needs.extend(taken_in(surroundings));
+    needs
+}
+
+const PUBLISHED: &str = "connections to published ports";
+const REPLIES: &str = "replies of tasks";
+const OUTGOING: &str = "containers' connections to the outside";
+
+/// What comes to the node itself.
+fn taken_in(surroundings: &Surroundings) -> Vec<Need<'_>> {
+    let need = |what, protocol, port, state| {
+        let packet = Packet {
             hook: Hook::Input,
-            v6: false,
-            from: "",
-            to: "",
             protocol,
             port: Some(port),
-            state,
-            translated: false,
-        },
+            ..forwarded(&surroundings.link, "", state, false)
+        };
+        Need { what, packet, links: "" }
     };
-    let mut needs = Vec::new();
-    let published = "connections to published ports";
-    needs.extend(forwarded(published, "", INGRESS, "new", true));
-    needs.extend(forwarded(published, "", TUNNEL, "new", true));
-    needs.extend(forwarded(
-        "connections from other nodes to tasks of this one",
-        TUNNEL,
-        INGRESS,
-        "new",
-        false,
-    ));
-    needs.extend(forwarded("replies of tasks", INGRESS, "", "established", true));
-    needs.extend(forwarded("replies of tasks", TUNNEL, "", "established", true));
-    needs.extend(forwarded("replies of tasks", INGRESS, TUNNEL, "established", false));
-    needs.extend(forwarded("containers' connections to the outside", GATEWAY, "", "new", false));
-    needs.extend(forwarded("containers' connections to the outside", INGRESS, "", "new", false));
     let none_known = surroundings.data_ports.is_empty().then_some(DATA_PORT);
-    for port in surroundings.data_ports.iter().copied().chain(none_known) {
-        needs.push(taken_in("other nodes' VXLAN frames", "udp", port, "untracked"));
-    }
+    let ports = surroundings.data_ports.iter().copied().chain(none_known);
+    let mut needs: Vec<_> =
+        ports.map(|port| need("other nodes' VXLAN frames", "udp", port, "untracked")).collect();
     if surroundings.is_manager {
-        needs.push(taken_in("the nodes' sessions with this manager", "tcp", MANAGER_PORT, "new"));
+        needs.push(need("the nodes' sessions with this manager", "tcp", MANAGER_PORT, "new"));
     }
     needs
 }
 
-fn obstacle(ruleset: &Ruleset<'_>, base: Base, needs: &[Need]) -> Obstacle {
-    let mut what: Vec<&str> = needs.iter().map(|need| need.what).collect();
-    what.dedup();
+fn obstacle(ruleset: &Ruleset<'_>, base: Base, needs: &[&Need<'_>]) -> Obstacle {
+    let mut what: Vec<&str> = Vec::new();
+    needs.iter().for_each(|need| {
+        if !what.contains(&need.what) {
+            what.push(need.what)
+        }
+    });
     let Base { family, table, chain } = &base;
     // Docker leaves this one to others, and asks it first.
     let docker = ruleset.has(&base, |name| name == "DOCKER-USER") && chain == "FORWARD";
     let place = if docker { "DOCKER-USER" } else { chain };
     let insert = |rule: String| format!("insert rule {family} {table} {place} {rule} counter accept");
     let mut rules: Vec<String> = Vec::new();
-    for Need { packet, .. } in needs {
+    for Need { packet, links, .. } in needs {
         let wanted = match packet.port {
-            None => vec![insert("iifname \"shoal-*\"".to_owned()), insert("oifname \"shoal-*\"".to_owned())],
+            None => ["iifname", "oifname"].map(|key| insert(format!("{key} \"{links}\""))).into(),
             Some(port) => vec![insert(format!("{} dport {port}", packet.protocol))],
         };
         rules.extend(wanted.into_iter().filter(|rule| !rules.contains(rule)).collect::<Vec<_>>());
@@ -210,8 +239,8 @@ fn obstacle(ruleset: &Ruleset<'_>, base: Base, needs: &[Need]) -> Obstacle {
     } else if ruleset.has(&base, |name| name.starts_with("ufw")) {
         "; to keep the rule, put the like of it into ufw's before.rules and before6.rules"
     } else if table == "firewalld" {
-        "; to keep it so, give firewalld the links shoal-gw, shoal-ing and shoal-ingvx in its zone trusted, and the \
-         ports in the zone of the nodes' network"
+        "; to keep it so, give firewalld the links shoal-gw, shoal-ing and shoal-ingvx and the bridges in its zone \
+         trusted, and the ports in the zone of the nodes' network"
     } else {
         "; to keep the rule, put it into that firewall's configuration"
     };

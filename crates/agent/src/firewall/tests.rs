@@ -6,7 +6,12 @@ use serde_json::json;
 use super::*;
 
 fn surroundings(is_manager: bool) -> Surroundings {
-    Surroundings { link: "eth0".into(), data_ports: BTreeSet::from([4789]), is_manager }
+    Surroundings {
+        link: "eth0".into(),
+        bridges: BTreeMap::new(),
+        data_ports: BTreeSet::from([4789]),
+        is_manager,
+    }
 }
 
 fn found(ruleset: &str, is_manager: bool) -> Vec<(String, String)> {
@@ -110,6 +115,20 @@ fn firewalld_lets_published_ports_pass_but_not_on_to_the_task_of_another_node() 
     );
 }
 
+#[test]
+fn a_bridge_of_the_nodes_own_has_to_be_let_pass_by_its_name() {
+    let ufw: Value = serde_json::from_str(include_str!("ufw.json")).unwrap();
+    let bridges = [("br-1".to_owned(), true), ("shoal0".to_owned(), false)].into();
+    let found = obstacles(&ufw, &Surroundings { bridges, ..surroundings(false) });
+    let rules = |family: &str, bridge: &str| {
+        ["iifname", "oifname"]
+            .map(|key| format!("insert rule {family} filter FORWARD {key} \"{bridge}\" counter accept"))
+    };
+    let has = |obstacle: &Obstacle, rules: &[String]| rules.iter().all(|rule| obstacle.remedy.contains(rule));
+    assert!(has(&found[0], &rules("ip", "br-1")) && has(&found[0], &rules("ip", "shoal0")), "{found:?}");
+    assert!(has(&found[2], &rules("ip6", "br-1")) && !has(&found[2], &rules("ip6", "shoal0")), "{found:?}");
+}
+
 /// As in a hand-written /etc/nftables.conf.
 #[test]
 fn verdict_maps_ranges_and_sets_are_read() {
@@ -146,5 +165,7 @@ fn the_link_to_the_outside_is_that_of_the_default_route() {
     assert_eq!(way_out(text), Some("eth0"));
     assert_eq!(way_out(""), None);
     let set = json!({"nftables": [{"metainfo": {}}, {"set": {"name": "data_ports", "elem": [4789, 4790]}}]});
-    assert_eq!(elements(&set), BTreeSet::from([4789, 4790]));
+    assert_eq!(numbers(&set), BTreeSet::from([4789, 4790]));
+    let set = json!({"nftables": [{"set": {"name": "bridges", "elem": ["br-1", "shoal0"]}}]});
+    assert_eq!(names(&set), BTreeSet::from(["br-1".to_owned(), "shoal0".to_owned()]));
 }
