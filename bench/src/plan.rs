@@ -126,6 +126,7 @@ fn network(number: u32, meta: Meta) -> Network {
             ingress: false,
             ipv6: false,
             pools: Vec::new(),
+            config_from: None,
         },
         state: Some(state),
     }

@@ -1,36 +1,38 @@
 //! Networks of one node: bridges, macvlan, and plain containers on them.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::Value;
-use shoal_e2e::dns::{A, PTR, Transport, ask, reverse};
+use shoal_e2e::dns::{A, AAAA, PTR, Transport, ask, reverse};
 use shoal_e2e::web::fetch;
-use shoal_e2e::{CLIENT, DNS_SERVER, NODE, Netns, Node, OUTSIDE, OUTSIDE_NAME, PATIENCE, wait_until};
+use shoal_e2e::{
+    CLIENT, CLIENT_V6, DNS_SERVER, NODE, Netns, Node, OUTSIDE, OUTSIDE_NAME, PATIENCE, node_address_v6,
+    wait_until,
+};
 
 use crate::containers::{alone, comes_to, refused, state};
 
 /// The network namespace of a running plain container.
-fn netns(node: &Node, name: &str) -> Netns {
+pub(crate) fn netns(node: &Node, name: &str) -> Netns {
     Netns::of_process(state(node, name)["Pid"].as_u64().unwrap() as u32)
 }
 
-fn on(node: &Node, name: &str, network: &str) -> Value {
+pub(crate) fn on(node: &Node, name: &str, network: &str) -> Value {
     node.inspect("container", name)["NetworkSettings"]["Networks"][network].take()
 }
 
-fn address(node: &Node, name: &str, network: &str) -> Ipv4Addr {
+pub(crate) fn address(node: &Node, name: &str, network: &str) -> Ipv4Addr {
     let place = on(node, name, network);
     place["IPAddress"].as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{place:#}"))
 }
 
-fn run(node: &Node, name: &str, flags: &[&str], command: &str) -> String {
+pub(crate) fn run(node: &Node, name: &str, flags: &[&str], command: &str) -> String {
     let all = [&["run", "-d", "--name", name], flags, &["busybox", command]].concat();
     node.docker(&all).ok().trim().to_owned()
 }
 
 /// A page of a container, asked for from inside another one.
-fn page(from: &Netns, at: Ipv4Addr) -> Result<String, String> {
+pub(crate) fn page(from: &Netns, at: Ipv4Addr) -> Result<String, String> {
     from.run(move || fetch((at, 80), "/index.html"))
 }
 
@@ -363,72 +365,6 @@ fn networks_that_cannot_be_are_refused() {
     node.finish();
 }
 
-/// A server of one page in a namespace.
-fn serve_in(netns: &Netns, at: Ipv4Addr) {
-    let listener = netns.run(move || TcpListener::bind((at, 80)).unwrap());
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let _ = stream.read(&mut [0; 1024]);
-            let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\nneighbour");
-        }
-    });
-}
-
-#[test]
-fn macvlan_containers_are_neighbours_of_the_nodes_neighbours() {
-    let mut node = alone();
-    // Somebody else on the node's own network.
-    node.world.netns.ip(&["addr", "add", "192.0.2.77/32", "dev", "lo"]);
-    serve_in(&node.world.netns, Ipv4Addr::new(192, 0, 2, 77));
-    let subnet = ["--subnet", "192.0.2.0/24", "--gateway", "192.0.2.1", "--ip-range", "192.0.2.128/26"];
-    let create = |flags: &[&str], name: &str| {
-        node.docker(&[&["network", "create", "-d", "macvlan"], flags, &[name]].concat()).ok()
-    };
-    create(&[&subnet[..], &["-o", "parent=eth0"]].concat(), "lan");
-    create(&["--subnet", "10.6.0.0/24", "-o", "parent=eth0", "-o", "macvlan_mode=private"], "private");
-    create(&["--subnet", "10.7.0.0/24"], "alone");
-    run(&node, "a1", &["--network", "lan"], "serve");
-    run(&node, "b1", &["--network", "lan", "--ip", "192.0.2.150"], "idle");
-    let check = |node: &Node| {
-        let a = address(node, "a1", "lan");
-        assert_eq!(a.to_string(), "192.0.2.128");
-        let b = netns(node, "b1");
-        node.resolves(&b, "a1", vec![a.into()]);
-        node.resolves(&b, "a1.lan", vec![a.into()]);
-        assert_eq!(page(&b, a).unwrap(), "busybox");
-        // The world sees them on the link, under their own addresses, and they see it.
-        assert_eq!(node.world.netns.run(move || fetch((a, 80), "/index.html")).unwrap(), "busybox");
-        assert_eq!(b.run(|| fetch((OUTSIDE, 80), "/")).unwrap(), "outside saw 192.0.2.150");
-        node.resolves(&b, OUTSIDE_NAME, vec![OUTSIDE.into()]);
-        assert!(node.netns.run(move || fetch((a, 80), "/")).is_err(), "the node itself does not reach them");
-    };
-    check(&node);
-    node.kill_daemon();
-    node.start_daemon();
-    check(&node);
-    run(&node, "p1", &["--network", "private"], "serve");
-    run(&node, "q1", &["--network", "private"], "idle");
-    assert!(page(&netns(&node, "q1"), address(&node, "p1", "private")).is_err(), "private");
-    node.resolves(&netns(&node, "q1"), "p1", vec![address(&node, "p1", "private").into()]);
-    run(&node, "x1", &["--network", "alone"], "serve");
-    run(&node, "y1", &["--network", "alone"], "idle");
-    assert_eq!(page(&netns(&node, "y1"), address(&node, "x1", "alone")).unwrap(), "busybox");
-    assert!(!netns(&node, "y1").ip(&["route"]).contains("default"), "without a parent it leads nowhere");
-    assert_eq!(node.inspect("network", "alone")["Internal"], true);
-    let passthru = ["-o", "parent=eth0", "-o", "macvlan_mode=passthru"];
-    refused(
-        &node,
-        &[&["network", "create", "-d", "macvlan"], &passthru[..], &["whole"]].concat(),
-        1,
-        "passthru wants it for itself",
-    );
-    node.docker(&["network", "connect", "alone", "a1"]).ok();
-    node.resolves(&netns(&node, "y1"), "a1", vec![address(&node, "a1", "alone").into()]);
-    node.docker(&["rm", "-f", "a1", "b1", "p1", "q1", "x1", "y1"]).ok();
-    node.docker(&["network", "rm", "lan", "private", "alone"]).ok();
-    node.finish();
-}
-
 #[test]
 fn a_container_is_on_a_bridge_and_on_the_clusters_network() {
     let node = Node::cluster();
@@ -506,5 +442,66 @@ fn networks_and_containers_that_come_and_go_leave_nothing() {
     let more = memory(&node).saturating_sub(used);
     eprintln!("{rounds} rounds: {used} KiB, and {more} KiB more");
     assert!(more < 16 << 10, "{more} KiB more than {used}");
+    node.finish();
+}
+
+#[test]
+fn a_bridge_carries_both_families() {
+    let mut node = alone();
+    let subnets = ["--ipv6", "--subnet", "172.30.0.0/24", "--subnet", "fd00:30::/64"];
+    node.docker(&[&["network", "create"], &subnets[..], &["dual"]].concat()).ok();
+    run(&node, "web", &["--network", "dual", "--publish", "8000:80"], "serve");
+    run(&node, "client", &["--network", "dual", "--ip6", "fd00:30::77"], "idle");
+    let check = |node: &Node| {
+        let client = netns(node, "client");
+        let text = on(node, "web", "dual")["GlobalIPv6Address"].as_str().unwrap().to_owned();
+        let web: Ipv6Addr = text.parse().unwrap();
+        let answer = client.run(|| ask("web", AAAA, Transport::Udp)).unwrap();
+        assert_eq!(answer.addresses(), [IpAddr::from(web)]);
+        assert_eq!(client.run(move || fetch((web, 80), "/index.html")).unwrap(), "busybox");
+        assert_eq!(node.netns.run(move || fetch((web, 80), "/index.html")).unwrap(), "busybox");
+        assert!(client.ip(&["-6", "-o", "addr"]).contains("fd00:30::77/64"));
+        // Out under the node's address, in from outside by the published port only.
+        let (out, port) = ((CLIENT_V6, 9), (node_address_v6(1), 8000));
+        let seen = node.world.netns.run(move || std::net::UdpSocket::bind(out).unwrap());
+        client.run(move || std::net::UdpSocket::bind("[::]:0").unwrap().send_to(b"x", out).unwrap());
+        seen.set_read_timeout(Some(PATIENCE)).unwrap();
+        let from = seen.recv_from(&mut [0; 8]).unwrap().1.ip();
+        assert_eq!(from, IpAddr::from(node_address_v6(1)));
+        assert_eq!(node.world.netns.run(move || fetch(port, "/index.html")).unwrap(), "busybox");
+        assert_eq!(node.netns.run(|| fetch((Ipv6Addr::LOCALHOST, 8000), "/index.html")).unwrap(), "busybox");
+    };
+    check(&node);
+    node.kill_daemon();
+    node.start_daemon();
+    check(&node);
+    node.docker(&["rm", "-f", "web", "client"]).ok();
+    node.docker(&["network", "rm", "dual"]).ok();
+    node.finish();
+}
+
+#[test]
+fn a_published_port_is_chosen_out_of_a_range() {
+    let mut node = alone();
+    for name in ["one", "two"] {
+        run(&node, name, &["--publish", "8100-8101:80"], "serve");
+    }
+    let third = ["run", "-d", "--name", "three", "--publish", "8100-8101:80", "busybox", "serve"];
+    refused(&node, &third, 125, "all ports are allocated");
+    node.docker(&["rm", "-f", "three"]).ok();
+    let shown =
+        |node: &Node, name: &str| node.docker(&["port", name]).ok().lines().next().unwrap().to_owned();
+    assert_eq!(
+        (shown(&node, "one"), shown(&node, "two")),
+        ("80/tcp -> 0.0.0.0:8100".into(), "80/tcp -> 0.0.0.0:8101".into())
+    );
+    node.kill_daemon();
+    node.start_daemon();
+    assert_eq!(shown(&node, "two"), "80/tcp -> 0.0.0.0:8101");
+    assert_eq!(node.world.netns.run(|| fetch((NODE, 8101), "/index.html")).unwrap(), "busybox");
+    // Each of its own range, one by one.
+    run(&node, "many", &["--publish", "8200-8202:80-82"], "serve");
+    assert_eq!(node.docker(&["port", "many", "82"]).ok().lines().next(), Some("0.0.0.0:8202"));
+    node.docker(&["rm", "-f", "one", "two", "many"]).ok();
     node.finish();
 }

@@ -23,6 +23,7 @@ mod jobs;
 mod join;
 mod leftovers;
 mod locals;
+mod macvlan;
 mod metrics;
 mod networks;
 mod options;

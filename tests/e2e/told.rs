@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use shoal_e2e::{Cluster, Node, PATIENCE, wait_until};
 
+use crate::containers::alone;
+use crate::locals::run;
+
 /// Two tasks on two nodes; each says its host name, and then a line whenever its file has one.
 fn talkers(cluster: &Cluster) {
     let script =
@@ -160,4 +163,51 @@ fn what_happens_to_services_nodes_and_networks_is_told() {
     assert!(told(&["type=container", "label=com.docker.swarm.service.name=web"]).len() >= 2);
     assert!(told(&["type=container", "label=com.docker.swarm.service.name=nosuch"]).is_empty());
     cluster.finish();
+}
+
+#[test]
+fn what_happens_to_networks_and_who_joins_them_is_told() {
+    let node = alone();
+    let since = format!("{:.9}", std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64());
+    let id = node.docker(&["network", "create", "near"]).ok().trim().to_owned();
+    node.docker(&["network", "create", "far"]).ok();
+    let container = run(&node, "web", &["--network", "near"], "idle");
+    node.docker(&["network", "connect", "far", "web"]).ok();
+    node.docker(&["network", "disconnect", "far", "web"]).ok();
+    node.docker(&["rm", "-f", "web"]).ok();
+    node.docker(&["network", "rm", "near", "far"]).ok();
+    let until = format!("{:.9}", std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64());
+    let format = "{{.Action}} {{.Actor.Attributes.name}} {{.Actor.Attributes.container}}";
+    let told = |kind: &str| {
+        let kind = format!("type={kind}");
+        node.docker(&["events", "--since", &since, "--until", &until, "--filter", &kind, "--format", format])
+            .ok()
+    };
+    let expected = [
+        "create near <no value>".to_owned(),
+        "create far <no value>".to_owned(),
+        format!("connect near {container}"),
+        format!("connect far {container}"),
+        format!("disconnect far {container}"),
+        format!("disconnect near {container}"),
+        "destroy near <no value>".to_owned(),
+        "destroy far <no value>".to_owned(),
+    ];
+    let told_of = told("network");
+    assert_eq!(told_of.lines().collect::<Vec<_>>(), expected, "{told_of}");
+    let actor = node
+        .docker(&[
+            "events",
+            "--since",
+            &since,
+            "--until",
+            &until,
+            "--filter",
+            "network=near",
+            "--format",
+            "{{.Actor.ID}} {{.Actor.Attributes.type}} {{.Scope}}",
+        ])
+        .ok();
+    assert!(actor.lines().all(|line| line == format!("{id} bridge local")), "{actor}");
+    node.finish();
 }

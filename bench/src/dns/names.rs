@@ -90,6 +90,7 @@ fn table(network: &NetworkId, name: &str, known: &[(String, Ipv4Addr)]) -> Netwo
         config: TableConfig {
             name: name.to_owned(),
             driver: Default::default(),
+            config_from: None,
             vni: 4096,
             pools: Vec::new(),
             internal: false,

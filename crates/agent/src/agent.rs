@@ -14,10 +14,11 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::events::NodeEvent;
 use crate::host_ports::Binding;
 use crate::measures::Measures;
 use crate::node::{Node, balancer_config};
-use crate::plain::{ContainerEvent, Keeper, Phase, PlainSpec, Shown, WaitFor};
+use crate::plain::{Keeper, Phase, PlainSpec, Shown, WaitFor};
 use crate::runner::{Order, Snapshot};
 use crate::session::SessionState;
 use crate::standing::{Facts, OutOfService};
@@ -367,8 +368,8 @@ impl Agent {
     }
 
     /// What happens to plain containers from now on.
-    pub fn container_events(&self) -> broadcast::Receiver<ContainerEvent> {
-        self.node.plains.events.listen()
+    pub fn events(&self) -> broadcast::Receiver<NodeEvent> {
+        self.node.events.listen()
     }
 
     fn keeper(&self, id: &ContainerId) -> Result<Arc<Keeper>> {
@@ -480,7 +481,7 @@ async fn follow_addresses(node: Arc<Node>) {
 async fn follow_own_network(node: Arc<Node>) {
     let mut changes = node.fabric.own_network();
     while let Some(Ok(())) = node.closing.run_until_cancelled(changes.changed()).await {
-        node.tables.own_changed();
+        node.tables.look_again_at(|config| config.ingress);
     }
 }
 

@@ -83,6 +83,9 @@ pub enum Error {
     #[error("cannot fill in {kind} {name}: {reason}")]
     Template { kind: DepositKind, name: String, reason: String },
     /// Docker's text.
+    #[error("all ports are allocated")]
+    RangeTaken,
+    /// Docker's text.
     #[error("network with name {0} already exists")]
     NetworkExists(String),
     /// An option of a network that cannot be honoured.
@@ -91,6 +94,9 @@ pub enum Error {
     /// A network that cannot be had beside the others.
     #[error("{0}")]
     NetworkRefused(String),
+    /// Docker's text.
+    #[error("configuration network {0:?} does not exist")]
+    NoConfiguration(String),
     /// Docker's text.
     #[error("error while removing network: network {name} has active endpoints ({users})")]
     NetworkInUse { name: String, users: String },

@@ -40,15 +40,33 @@ pub struct Binding {
     /// The node's address that leads there; `None`: all of them.
     #[serde(default)]
     pub address: Option<IpAddr>,
+    /// As it is asked for: the node chooses a number from the published one up to this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upto: Option<u16>,
 }
 
 impl From<&PortConfig> for Binding {
     fn from(port: &PortConfig) -> Self {
-        Self { port: port.clone(), address: None }
+        Self { port: port.clone(), address: None, upto: None }
     }
 }
 
 impl Binding {
+    /// The numbers of the node that it may have, 0 being any; those it had come first.
+    fn candidates(&self, former: &[Self]) -> Vec<u16> {
+        let same = |had: &&Self| {
+            (had.port.protocol, had.port.target, had.address)
+                == (self.port.protocol, self.port.target, self.address)
+        };
+        let range = self.port.published..=self.upto.unwrap_or(self.port.published);
+        let had = || former.iter().filter(same).map(|had| had.port.published);
+        match (self.port.published, self.upto) {
+            (0, _) => had().take(1).chain([0]).collect(),
+            (_, Some(_)) => had().filter(|number| range.contains(number)).chain(range.clone()).collect(),
+            (number, None) => vec![number],
+        }
+    }
+
     /// It is at that port of the node.
     fn is_at(&self, protocol: Protocol, number: u16) -> bool {
         (self.port.protocol, self.port.published) == (protocol, number)
@@ -83,24 +101,29 @@ impl HostPorts {
             return Ok(claim.ports.clone());
         }
         let (mut ports, mut sockets) = (Vec::<Binding>::new(), Vec::new());
-        for mut wanted in wanted {
-            let port = &mut wanted.port;
-            let same = |had: &&Binding| {
-                (had.port.protocol, had.port.target, had.address)
-                    == (port.protocol, port.target, wanted.address)
+        for wanted in wanted {
+            let protocol = wanted.port.protocol;
+            let mut refused = Error::PortTaken { protocol, port: wanted.port.published };
+            let mut found = None;
+            for number in wanted.candidates(former) {
+                let has_it = |held: &Binding| number != 0 && held.is_at(protocol, number);
+                // A number leads to one container, whatever addresses it is bound to.
+                if claims.values().any(|claim| claim.ports.iter().any(has_it)) {
+                    continue;
+                }
+                match reserve(protocol, number, wanted.address, published) {
+                    Ok(held) => {
+                        found = Some(held);
+                        break;
+                    }
+                    Err(error) => refused = error,
+                }
+            }
+            let Some((socket, number)) = found else {
+                return Err(if wanted.upto.is_some() { Error::RangeTaken } else { refused });
             };
-            if port.published == 0 {
-                port.published = former.iter().find(same).map_or(0, |had| had.port.published);
-            }
-            let (protocol, number) = (port.protocol, port.published);
-            let has_it = |claim: &Claim| claim.ports.iter().any(|held| held.is_at(protocol, number));
-            // A number leads to one container, whatever addresses it is bound to.
-            if number != 0 && claims.values().any(has_it) {
-                return Err(Error::PortTaken { protocol, port: number });
-            }
-            let (socket, number) = reserve(protocol, number, wanted.address, published)?;
-            port.published = number;
-            ports.push(wanted);
+            let port = PortConfig { published: number, ..wanted.port };
+            ports.push(Binding { port, address: wanted.address, upto: None });
             sockets.push(socket);
         }
         let claim = Claim { ports: ports.clone(), addresses: Vec::new(), _sockets: sockets };
@@ -146,7 +169,7 @@ impl HostPorts {
         let claims = lock(&self.claims);
         let led = claims.values().filter(|claim| !claim.addresses.is_empty());
         led.flat_map(|claim| {
-            claim.ports.iter().map(|Binding { port, address }| {
+            claim.ports.iter().map(|Binding { port, address, .. }| {
                 let addresses = claim.addresses.iter().map(|address| SocketAddr::new(*address, port.target));
                 let way =
                     HostPort { backends: addresses.collect(), bound: address.iter().copied().collect() };
@@ -302,7 +325,7 @@ mod tests {
     fn a_bound_port_leads_from_its_address_only() {
         let held = HostPorts::default();
         let port = PortConfig { target: 80, ..PortConfig::default() };
-        let own = Binding { port, address: Some(Ipv4Addr::LOCALHOST.into()) };
+        let own = Binding { port, address: Some(Ipv4Addr::LOCALHOST.into()), upto: None };
         let taken = held.reserve("c1", [own.clone()], &[], &NONE).unwrap();
         let number = taken[0].port.published;
         held.resume("c1", &[], vec!["172.17.0.2".parse().unwrap()]);
@@ -326,6 +349,28 @@ mod tests {
         assert_eq!(take(&held, &task, &[]).unwrap(), ports, "asked again");
         drop(held);
         assert_eq!(take(&HostPorts::default(), &task, &ports).unwrap(), ports, "asked by another process");
+    }
+
+    #[test]
+    fn a_port_of_a_range_is_the_first_that_is_free() {
+        let held = HostPorts::default();
+        let other = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let first = other.local_addr().unwrap().port();
+        let range = |target| {
+            let port =
+                PortConfig { protocol: Protocol::Udp, target, published: first, ..PortConfig::default() };
+            Binding { port, address: None, upto: Some(first.saturating_add(40)) }
+        };
+        let take = |owner: &str, former: &[Binding]| held.reserve(owner, [range(80)], former, &NONE);
+        let one = take("c1", &[]).unwrap();
+        let two = take("c2", &[]).unwrap();
+        assert!(first < one[0].port.published && one[0].port.published < two[0].port.published);
+        assert_eq!(one[0].upto, None, "what it has is a number");
+        let mut former = range(80);
+        former.port.published = two[0].port.published + 3;
+        assert_eq!(take("c3", &[former.clone()]).unwrap()[0].port.published, former.port.published);
+        let narrow = Binding { upto: Some(first), ..range(80) };
+        assert!(matches!(held.reserve("c4", [narrow], &[], &NONE), Err(Error::RangeTaken)));
     }
 
     #[test]

@@ -21,9 +21,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::deposits::Deposits;
 use crate::drift::Drift;
+use crate::events::Events;
 use crate::guests::Guests;
 use crate::host_ports::{self, Binding, HostPorts};
-use crate::local::Locals;
+use crate::local::{Configurations, Locals};
 use crate::plain::{PlainRecord, Plains};
 use crate::resolver::Resolver;
 use crate::sandbox::TASK_LABEL;
@@ -53,7 +54,8 @@ pub(crate) struct Node {
     pub deposits: Deposits,
     pub volumes: Volumes,
     pub plains: Plains,
-    pub locals: Locals,
+    pub locals: Arc<Locals>,
+    pub events: Events,
     pub host_ports: Arc<HostPorts>,
     pub guests: Guests,
     pub membership: watch::Sender<Option<Membership>>,
@@ -103,7 +105,8 @@ impl Node {
             deposits: Deposits::default(),
             volumes: Volumes::new(std::mem::take(&mut stored.volumes), &config.data_dir),
             plains: Plains::default(),
-            locals: Locals::new(std::mem::take(&mut stored.networks)),
+            locals: Arc::new(Locals::new(std::mem::take(&mut stored.networks))),
+            events: Events::default(),
             host_ports: Arc::default(),
             guests: Guests::default(),
             membership: watch::Sender::new(stored.membership.clone()),
@@ -135,6 +138,7 @@ impl Node {
             resolver: self.resolver.clone(),
             store: self.store.clone(),
             host_ports: self.host_ports.clone(),
+            locals: self.locals.clone(),
             membership: self.membership.subscribe(),
         }
     }
@@ -192,7 +196,7 @@ impl Node {
         for (record, seen) in concerned.filter(|(record, _)| !record.progress.status.ports.is_empty()) {
             let serves = task::takes_connections(record, seen);
             let addresses = match self.fabric.sandbox(record.task.id.as_str()).await {
-                Ok(sandbox) if serves => sandbox.map(|sandbox| prepare::way_in(self, &sandbox)),
+                Ok(sandbox) if serves => sandbox.map(|sandbox| prepare::way_in(self, &record.task, &sandbox)),
                 Ok(_) => None,
                 Err(error) => {
                     tracing::warn!(task = %record.task.id, %error, "cannot look at the task's sandbox");
@@ -272,6 +276,7 @@ impl Node {
             routes: own.routes,
             taken_ports: self.tables.ports_held().borrow().taken.clone(),
             addresses: own.addresses,
+            configurations: self.locals.configurations().borrow().clone(),
         }
     }
 }
@@ -283,6 +288,10 @@ impl Host for Node {
 
     fn own_network(&self) -> watch::Receiver<OwnNetwork> {
         self.fabric.own_network()
+    }
+
+    fn configurations(&self) -> watch::Receiver<Configurations> {
+        self.locals.configurations()
     }
 
     fn tables(&self) -> &Tables {

@@ -95,7 +95,7 @@ async fn place(node: &Node, record: &TaskRecord, task: &Task) -> Result<Place> {
     }
     let file = resolv_conf(node, &task.spec.container.dns).await?;
     let made = make_sandbox(node, Tenant::from(&record.task), &file).await?;
-    if host_ports::declared(&record.task).next().is_some() && way_in(node, &made).is_empty() {
+    if host_ports::declared(&record.task).next().is_some() && way_in(node, &record.task, &made).is_empty() {
         return Err(Error::Secluded);
     }
     let hostname = sandbox::hostname(&task.spec.container, record.container.short());
@@ -148,7 +148,7 @@ pub(crate) async fn make_sandbox(node: &Node, tenant: Tenant<'_>, file: &Contain
     }
     for link in &made.links {
         let table = link.network.as_ref().and_then(|network| tables.get(network));
-        let has_services = |table: &&Arc<NetworkTable>| !table.config.ingress && !table.config.is_local();
+        let has_services = |table: &&Arc<NetworkTable>| !table.config.ingress && table.config.is_overlay();
         if let (Some(table), Some(end)) = (table.filter(has_services), &link.far_end) {
             node.balancer.attach_answerer(&end.netns, &end.interface, table.config.vni)?;
         }
@@ -195,12 +195,15 @@ pub(crate) fn node_address<'a>(
     link.address?.trunc().hosts().next()
 }
 
-/// Where the node itself reaches a sandbox: on its gateway link, or on the ingress network, which is one.
-pub(crate) fn way_in(node: &Node, sandbox: &Sandbox) -> Vec<IpAddr> {
+/// Where the node itself reaches a sandbox: on the bridge that its way out leads over, on its gateway link, or
+/// on the ingress network, which is one.
+pub(crate) fn way_in<'a>(node: &Node, tenant: impl Into<Tenant<'a>>, sandbox: &Sandbox) -> Vec<IpAddr> {
     let ingress = node.tables.ingress();
+    let bridge = sandbox::bridge_out(tenant.into(), &node.tables.in_force().borrow());
     let find =
         |network: Option<&NetworkId>| sandbox.links.iter().find(|link| link.network.as_ref() == network);
-    let link = find(None).or_else(|| find(Some(ingress.as_ref()?)));
+    let bridged = bridge.as_ref().and_then(|bridge| find(Some(bridge)));
+    let link = bridged.or_else(|| find(None)).or_else(|| find(Some(ingress.as_ref()?)));
     link.into_iter().flat_map(|link| link.addresses()).collect()
 }
 

@@ -181,7 +181,7 @@ impl Runner {
         let addresses = match serves {
             true => {
                 let sandbox = node.fabric.sandbox(id.as_str()).await?;
-                sandbox.map(|sandbox| prepare::way_in(&node, &sandbox)).unwrap_or_default()
+                sandbox.map(|made| prepare::way_in(&node, &self.record.task, &made)).unwrap_or_default()
             }
             false => Vec::new(),
         };

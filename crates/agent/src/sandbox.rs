@@ -102,18 +102,25 @@ pub(crate) fn config<'a>(tenant: impl Into<Tenant<'a>>, tables: &Networks) -> Sa
     }
 }
 
-/// The network of this node alone that the tenant's way out leads over, and its gateways. Of several it is the
+/// The bridge, or interface of the node, that the tenant's way out leads over, and its gateways. Of several it is the
 /// first by name (Docker's order). None where the routing mesh has the way out.
 fn way_out<'a>(tenant: Tenant<'a>, tables: &'a Networks) -> Option<(&'a NetworkId, Vec<IpAddr>)> {
     let joined = || tenant.attachments.iter().filter_map(|at| Some((at, tables.get(&at.network)?)));
     if tenant.secluded || joined().any(|(_, table)| table.config.ingress) {
         return None;
     }
-    let leads_out = joined().filter(|(_, table)| table.config.is_local() && !table.config.internal);
+    let leads_out = joined().filter(|(_, table)| !table.config.is_overlay() && !table.config.internal);
     let (attachment, table) = leads_out.min_by_key(|(_, table)| &table.config.name)?;
     let usable = |gateway: &IpAddr| gateway.is_ipv4() || attachment.address_v6.is_some();
     let gateways = table.config.pools.iter().filter_map(|pool| pool.gateway).filter(usable);
     Some((&attachment.network, gateways.collect()))
+}
+
+/// The bridge of the node's that the tenant's way out leads over.
+pub(crate) fn bridge_out(tenant: Tenant<'_>, tables: &Networks) -> Option<NetworkId> {
+    let (network, _) = way_out(tenant, tables)?;
+    let is_bridge = |table: &Arc<NetworkTable>| matches!(table.config.driver, Driver::Bridge(_));
+    tables.get(network).is_some_and(is_bridge).then(|| network.clone())
 }
 
 /// The node's own address on the network that the tenant's way out leads over; `None` where that is the gateway

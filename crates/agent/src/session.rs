@@ -32,6 +32,7 @@ use tonic::transport::Channel;
 use crate::deposits::{Value, Values};
 use crate::guests::{Guests, Statement};
 use crate::link;
+use crate::local::Configurations;
 use crate::logs::Subscriptions;
 use crate::published::PortsHeld;
 use crate::tables::{InForce, Tables};
@@ -64,8 +65,10 @@ pub(crate) struct Assigned {
 /// The node, as far as a session knows it.
 pub(crate) trait Host: Send + Sync + 'static {
     fn description(&self) -> NodeDescription;
-    /// The part of the description that changes while the node runs.
+    /// A part of the description that changes while the node runs.
     fn own_network(&self) -> watch::Receiver<OwnNetwork>;
+    /// Another one.
+    fn configurations(&self) -> watch::Receiver<Configurations>;
     fn tables(&self) -> &Tables;
     fn guests(&self) -> &Guests;
     fn obey(self: &Arc<Self>, assigned: Assigned);
@@ -192,15 +195,45 @@ async fn hold<H: Host>(node: &Arc<H>, member: &mut Membership, attempt: usize, w
     }
 }
 
+/// What the description says that changes while the node runs.
+#[derive(Clone)]
+struct Described {
+    own_network: watch::Receiver<OwnNetwork>,
+    configurations: watch::Receiver<Configurations>,
+    ports_held: watch::Receiver<PortsHeld>,
+}
+
+impl Described {
+    /// As it is now: made before the description is, so that no change is missed.
+    fn now<H: Host>(node: &H) -> Self {
+        let mut described = Self {
+            own_network: node.own_network(),
+            configurations: node.configurations(),
+            ports_held: node.tables().ports_held(),
+        };
+        described.own_network.mark_unchanged();
+        described.configurations.mark_unchanged();
+        described.ports_held.mark_unchanged();
+        described
+    }
+
+    async fn changed(&mut self) -> Result<(), Ended> {
+        let changed = tokio::select! {
+            changed = self.own_network.changed() => changed,
+            changed = self.configurations.changed() => changed,
+            changed = self.ports_held.changed() => changed,
+        };
+        changed.map_err(|_| Ended::Closed)
+    }
+}
+
 struct Session<H> {
     node: Arc<H>,
     outbox: mpsc::Sender<NodeMessage>,
     inbox: tonic::Streaming<shoal_protocol::session::ManagerMessage>,
     heartbeat: Duration,
     logs: Subscriptions<H>,
-    /// Changes when the description is to be told anew.
-    own_network: watch::Receiver<OwnNetwork>,
-    ports_held: watch::Receiver<PortsHeld>,
+    described: Described,
     renewal: Renewal,
     /// The root, PEM, that the node's certificate is to be of.
     issuer: String,
@@ -235,11 +268,7 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
         .max_encoding_message_size(MAX_FRAME_BYTES);
     let (outbox, frames) = mpsc::channel(OUTBOX);
     let held = of_cluster(&node.tables().in_force().borrow());
-    // Before the description is made, so that no change is missed.
-    let mut own_network = node.own_network();
-    own_network.mark_unchanged();
-    let mut ports_held = node.tables().ports_held();
-    ports_held.mark_unchanged();
+    let described = Described::now(&**node);
     // A table on its way into force counts for nothing, but who does not want it any more has to say so.
     let underway = node.tables().of_cluster().into_iter().filter(|network| !held.contains_key(network));
     let underway = underway.map(|network| TableAck::new(&network, TableVersion::default()));
@@ -271,7 +300,7 @@ async fn open<H: Host>(node: &Arc<H>, member: &Membership, attempt: usize) -> Re
     let logs = Subscriptions::new(node.clone(), outbox.clone());
     let issuer = String::new();
     let node = node.clone();
-    Ok(Session { node, outbox, inbox, heartbeat, logs, own_network, ports_held, renewal, issuer, told })
+    Ok(Session { node, outbox, inbox, heartbeat, logs, described, renewal, issuer, told })
 }
 
 /// The tables that a manager knows of.
@@ -287,8 +316,7 @@ impl<H: Host> Session<H> {
         let mut in_force = node.tables().in_force();
         // What came into force since the hello.
         in_force.mark_changed();
-        let mut own_network = self.own_network.clone();
-        let mut ports_held = self.ports_held.clone();
+        let mut described = self.described.clone();
         let mut statement = node.guests().statement();
         // In each session anew: the manager may have missed anything.
         statement.mark_changed();
@@ -313,12 +341,8 @@ impl<H: Host> Session<H> {
                     let tables = of_cluster(&in_force.borrow_and_update());
                     self.acknowledge(&tables).await?;
                 }
-                changed = ports_held.changed() => {
-                    changed.map_err(|_| Ended::Closed)?;
-                    self.send(Up::Description(encode(&node.description()))).await?;
-                }
-                changed = own_network.changed() => {
-                    changed.map_err(|_| Ended::Closed)?;
+                changed = described.changed() => {
+                    changed?;
                     self.send(Up::Description(encode(&node.description()))).await?;
                 }
                 changed = statement.changed() => {

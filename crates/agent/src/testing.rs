@@ -67,6 +67,7 @@ pub(crate) fn table(network: &str, revision: u64) -> NetworkTable {
             mtu: None,
             data_path_port: 4789,
             driver: Default::default(),
+            config_from: None,
             shown: Default::default(),
         },
         services: BTreeMap::new(),

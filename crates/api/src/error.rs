@@ -135,12 +135,14 @@ impl From<shoal_agent::Error> for ApiError {
             | shoal_agent::Error::AddressInUse
             | shoal_agent::Error::AlreadyAttached { .. } => Self::forbidden(error.to_string()),
             shoal_agent::Error::NoAddress => Self::unavailable(error.to_string()),
-            // Docker answers 500 to these two.
-            shoal_agent::Error::PortAllocated { .. } | shoal_agent::Error::OtherNotRunning(_) => {
+            // Docker answers 500 to these.
+            shoal_agent::Error::PortAllocated { .. }
+            | shoal_agent::Error::RangeTaken
+            | shoal_agent::Error::OtherNotRunning(_) => {
                 Self::conflict(error.to_string())
             }
             shoal_agent::Error::NotAttachedTo { .. } => Self::not_found(error.to_string()),
-            shoal_agent::Error::NoSuchNetwork(_) => Self::not_found(error.to_string()),
+            shoal_agent::Error::NoSuchNetwork(_) | shoal_agent::Error::NoConfiguration(_) => Self::not_found(error.to_string()),
             shoal_agent::Error::NoManager(_) => Self::unavailable(error.to_string()),
             // Docker answers 500 to all of these.
             shoal_agent::Error::NotAttached { ref refusal, .. } => {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use shoal_agent::ContainerEvent;
+use shoal_agent::{EventKind, NodeEvent};
 use shoal_model::{Availability, Deposit, DepositKind, Labels, NodeId, Service, Task, TaskState};
 use shoal_store::State;
 use tokio::sync::{Notify, broadcast};
@@ -99,34 +99,35 @@ pub(crate) async fn collect(cluster: ClusterSide, stop: CancellationToken) {
     }
 }
 
-/// Tells what happens to this node's plain containers.
-pub(crate) async fn collect_plain(
-    mut happening: broadcast::Receiver<ContainerEvent>,
+/// Tells what happens on this node alone.
+pub(crate) async fn collect_own(
+    mut happening: broadcast::Receiver<NodeEvent>,
     events: EventLog,
     stop: CancellationToken,
 ) {
     use broadcast::error::RecvError;
     loop {
         match stop.run_until_cancelled(happening.recv()).await {
-            Some(Ok(event)) => events.publish(plain(event)),
+            Some(Ok(event)) => events.publish(own(event)),
             Some(Err(RecvError::Lagged(missed))) => {
-                tracing::warn!(missed, "events of containers were not told");
+                tracing::warn!(missed, "events of this node were not told");
             }
             Some(Err(RecvError::Closed)) | None => return,
         }
     }
 }
 
-fn plain(happened: ContainerEvent) -> Event {
-    let mut attributes = happened.attributes;
-    attributes.extend([("image".to_owned(), happened.image.clone()), ("name".to_owned(), happened.name)]);
-    let id = happened.container.to_string();
-    Event {
-        status: Some(happened.action.to_owned()),
-        id: Some(id.clone()),
-        from: Some(happened.image),
-        scope: "local",
-        ..swarm("container", happened.action, &id, attributes, happened.at)
+fn own(happened: NodeEvent) -> Event {
+    let NodeEvent { kind, action, id, attributes, at } = happened;
+    match kind {
+        EventKind::Container => Event {
+            status: Some(action.to_owned()),
+            id: Some(id.clone()),
+            from: attributes.get("image").cloned(),
+            scope: "local",
+            ..swarm("container", action, &id, attributes, at)
+        },
+        EventKind::Network => Event { scope: "local", ..swarm("network", action, &id, attributes, at) },
     }
 }
 

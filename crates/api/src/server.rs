@@ -43,8 +43,8 @@ pub async fn serve(
     let stop = CancellationToken::new();
     let connections = TaskTracker::new();
     connections.spawn(crate::events::collect(engine.cluster.clone(), stop.clone()));
-    let plain = engine.node.agent.container_events();
-    connections.spawn(crate::events::collect_plain(plain, engine.cluster.events.clone(), stop.clone()));
+    let own = engine.node.agent.events();
+    connections.spawn(crate::events::collect_own(own, engine.cluster.events.clone(), stop.clone()));
     let app = App { router: router(engine), server: server_header(&about.version) };
     let mut shutdown = std::pin::pin!(shutdown);
     loop {

@@ -75,6 +75,7 @@ fn network(id: NetworkId, meta: Meta, name: &str, driver: NetworkDriver) -> Netw
             // Published ports answer in both families.
             ipv6: driver == NetworkDriver::Overlay,
             pools: Vec::new(),
+            config_from: None,
         },
         state: None,
     }

@@ -33,7 +33,7 @@ use shoal_store::State;
 
 pub use crate::draft::{Change, ClaimedTwice, Draft, commit_of};
 pub(crate) use allocate::{
-    Addresses, NoSubnet, WantedPlace, network as allocate_network, overlap, overlap_of,
+    Addresses, NoSubnet, Spot, WantedPlace, network as allocate_network, overlap, overlap_of,
     place as allocate_place, service as allocate_service,
 };
 pub(crate) use authority::behind;
@@ -131,7 +131,7 @@ fn plan_for(
     update::plan(&mut planner);
     orchestrate::promote(&mut planner);
     allocate::tasks(&mut planner, &mut addresses);
-    schedule::plan(&mut planner);
+    schedule::plan(&mut planner, &mut addresses);
     release::plan(&mut planner);
     guests::plan(&mut planner);
     Plan { changes: planner.draft.into_changes(), next_deadline: planner.next_deadline }

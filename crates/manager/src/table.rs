@@ -5,15 +5,12 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use shoal_model::{
-    Attachment, EndpointEntry, EndpointId, EndpointMode, Network, NetworkId, NetworkTable, Node,
+    Attachment, Driver, EndpointEntry, EndpointId, EndpointMode, Network, NetworkId, NetworkTable, Node,
     NodeCondition, NodeEntry, NodeId, Policy, PublishMode, Service, ServiceEntry, ServiceId, Shown,
     TableConfig, TableVersion, Task, TaskId,
 };
 use shoal_protocol::encode;
 use shoal_store::State;
-
-/// Docker's option for the interface size of an overlay network.
-pub(crate) const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
 /// The table of one network; `None` while the network has no subnet, or does not exist. Its version is
 /// the state's: who keeps tables keeps the older version while the content is the same.
@@ -37,17 +34,24 @@ pub fn derive(state: &State, id: &NetworkId) -> Option<NetworkTable> {
 
 fn config(state: &State, network: &Network) -> Option<TableConfig> {
     let allocated = network.state.as_ref()?;
-    let mtu = network.spec.options.get(MTU_OPTION).and_then(|mtu| mtu.parse().ok());
+    let spec = &network.spec;
+    let driver = match (spec.driver.of_node(), &spec.config_from) {
+        (None, _) => Driver::Overlay,
+        (Some(kind), Some(_)) => Driver::Unconfigured(kind),
+        // Looked at when the network was declared.
+        (Some(kind), None) => kind.configure(&network.id, &spec.options, spec.internal).ok()?,
+    };
     let data_path_port = state.cluster().map(|cluster| cluster.spec.data_path_port);
     Some(TableConfig {
         name: network.spec.name.clone(),
         vni: allocated.vni,
         pools: allocated.pools.clone(),
-        internal: network.spec.internal,
-        ingress: network.spec.ingress,
-        mtu,
+        internal: spec.internal || driver.is_internal(),
+        ingress: spec.ingress,
+        mtu: shoal_model::mtu(&spec.options).ok()?,
         data_path_port: data_path_port.unwrap_or_default(),
-        driver: Default::default(),
+        driver,
+        config_from: spec.config_from.clone(),
         shown: Shown {
             created: Some(network.meta.created),
             attachable: network.spec.attachable,
@@ -109,7 +113,9 @@ fn service_entry(
     let mut targets = service.spec.task.networks.iter();
     let target = targets.find(|target| target.network == network.id)?;
     let (vip, vip_v6) = virtual_ips(service, network);
-    if service.spec.endpoint.mode == EndpointMode::Vip && vip.is_none() {
+    // A network that ends at the node has none.
+    let has_vips = network.spec.driver.of_node().is_none();
+    if has_vips && service.spec.endpoint.mode == EndpointMode::Vip && vip.is_none() {
         // Without its address it would look like one that resolves to its tasks.
         return None;
     }

@@ -45,7 +45,9 @@ pub fn claims(object: &Object) -> Vec<Claim> {
             if let Some(state) = &network.state {
                 claims.push(Claim::Vni(state.vni));
                 for pool in &state.pools {
-                    claims.push(Claim::Subnet(pool.subnet));
+                    if !network.spec.is_shared() {
+                        claims.push(Claim::Subnet(pool.subnet));
+                    }
                     let held = pool.gateway.iter().chain(pool.reserved.values());
                     claims.extend(held.map(|address| Claim::Address(network.id.clone(), *address)));
                 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Attachment, ContainerId, EndpointId, Meta, NetworkId, NodeId};
+use crate::{Attachment, ContainerId, EndpointId, MacAddr, Meta, NetworkId, NodeId};
 
 /// A plain container as the cluster knows it. It goes when nothing is left of its attachments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +63,7 @@ pub struct PlaceRequest {
     /// What the user asks for.
     pub address: Option<IpAddr>,
     pub address_v6: Option<IpAddr>,
+    pub mac: Option<MacAddr>,
     /// What the container has, from an earlier answer.
     pub held: Option<Attachment>,
 }

@@ -10,6 +10,7 @@ mod authority;
 mod balance;
 mod claim;
 mod deposit;
+mod driver;
 mod guest;
 mod id;
 mod log;
@@ -29,6 +30,10 @@ pub use authority::{Authority, CertificateInfo, RootCertificate, Sealed};
 pub use balance::{Addressed, Admission, Backends, BadLabel, Balance, Bind, Policy, SHARES, shares};
 pub use claim::{Claim, claims};
 pub use deposit::{Deposit, DepositFile, DepositKind, DepositReference, DepositSpec, SECRETS_DIR};
+pub use driver::{
+    BRIDGE_NAME, BridgeConfig, DEFAULT_BRIDGE, Driver, HOST_BINDING, ICC, MASQUERADE, MTU_OPTION,
+    MacvlanConfig, MacvlanMode, NodeDriver, mtu,
+};
 pub use guest::{Guest, GuestAnswer, GuestRequest, PlaceAnswer, PlaceRequest, Refusal, RefusalReason};
 pub use id::{
     ClusterId, ContainerId, DepositId, EndpointId, IdGenerator, NetworkId, NodeId, ServiceId, TaskId,
@@ -44,8 +49,8 @@ pub use object::{
 pub use pool::{AddressPool, check_pool};
 pub use spec::*;
 pub use table::{
-    BridgeConfig, Changes, Driver, EndpointEntry, MacvlanConfig, MacvlanMode, NetworkTable, NodeEntry,
-    ServiceEntry, Shown, TableConfig, TableDelta, TableMismatch, TableVersion,
+    Changes, EndpointEntry, NetworkTable, NodeEntry, ServiceEntry, Shown, TableConfig, TableDelta,
+    TableMismatch, TableVersion,
 };
 pub use task::{ContainerStatus, TaskState, TaskStatus};
 pub use update::{Place, UpdateState, UpdateStatus};

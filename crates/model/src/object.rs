@@ -1,6 +1,6 @@
 //! What the cluster store holds: a spec each, and what the cluster made of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -125,6 +125,9 @@ pub struct NodeDescription {
     /// Published ports that other programs of the node have: it leads nobody from them to tasks.
     #[serde(default)]
     pub taken_ports: BTreeSet<Port>,
+    /// The subnets of its configurations for networks, by name, with every gateway filled in.
+    #[serde(default)]
+    pub configurations: BTreeMap<String, Vec<AddressPool>>,
 }
 
 /// What the manager holds of a node's condition. A heartbeat never changes it, only a transition does.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{AddressPool, DepositReference, NetworkId};
+use crate::{AddressPool, DepositReference, NetworkId, NodeDriver};
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -471,6 +471,21 @@ pub struct NetworkSpec {
     /// What the user fixed; empty leaves the choice to the allocator.
     #[serde(default)]
     pub pools: Vec<AddressPool>,
+    /// Each node's own configuration of this name says options and subnets (Docker's `--config-from`).
+    #[serde(default)]
+    pub config_from: Option<String>,
+}
+
+impl NetworkSpec {
+    /// It is a network that is there already, with whatever else is on it: others may have the same subnets.
+    pub fn is_shared(&self) -> bool {
+        self.driver == NetworkDriver::Macvlan && !self.pools.is_empty()
+    }
+
+    /// Which addresses a container has there depends on its node.
+    pub fn is_by_node(&self) -> bool {
+        self.config_from.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -479,6 +494,19 @@ pub enum NetworkDriver {
     Overlay,
     /// The node's own network stack.
     Host,
+    Bridge,
+    Macvlan,
+}
+
+impl NetworkDriver {
+    /// Its networks end at the node.
+    pub fn of_node(self) -> Option<NodeDriver> {
+        match self {
+            Self::Overlay | Self::Host => None,
+            Self::Bridge => Some(NodeDriver::Bridge),
+            Self::Macvlan => Some(NodeDriver::Macvlan),
+        }
+    }
 }
 
 // === nodes and cluster ===

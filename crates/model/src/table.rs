@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{AddressPool, EndpointId, Labels, MacAddr, NetworkId, NodeId, Policy, PortConfig, ServiceId};
+use crate::{
+    AddressPool, Driver, EndpointId, Labels, MacAddr, NetworkId, NodeId, Policy, PortConfig, ServiceId,
+};
 
 /// Names one state of a table. Versions of different epochs cannot be compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -57,6 +59,9 @@ pub struct TableConfig {
     pub data_path_port: u16,
     #[serde(default)]
     pub driver: Driver,
+    /// The node's configuration that it is made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_from: Option<String>,
     #[serde(default)]
     pub shown: Shown,
 }
@@ -64,66 +69,16 @@ pub struct TableConfig {
 impl TableConfig {
     /// The network is its node's alone: no manager knows of it.
     pub fn is_local(&self) -> bool {
-        self.driver != Driver::Overlay
+        self.vni >= Self::FIRST_LOCAL
     }
-}
 
-/// What a network is made of on a node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Driver {
-    /// Tunnels between the nodes.
-    #[default]
-    Overlay,
-    Bridge(BridgeConfig),
-    Macvlan(MacvlanConfig),
-}
-
-/// A bridge on the node, which is the containers' gateway.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BridgeConfig {
-    /// The bridge's name on the node.
-    pub link: String,
-    /// Its containers reach each other.
-    pub open: bool,
-    /// What leaves the node carries the node's own address.
-    pub masquerade: bool,
-}
-
-/// Interfaces with link addresses of their own, on one of the node's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MacvlanConfig {
-    /// The node's interface; `None`: the network leads nowhere.
-    pub parent: Option<String>,
-    pub mode: MacvlanMode,
-}
-
-/// Whom the interfaces on one parent reach (`ip-link(8)`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MacvlanMode {
-    /// Each other, too.
-    #[default]
-    Bridge,
-    /// Not each other.
-    Private,
-    /// Each other by the switch outside, if it sends frames back.
-    Vepa,
-    /// There is one interface only, and it has the parent to itself.
-    Passthru,
-}
-
-impl MacvlanMode {
-    pub const ALL: [Self; 4] = [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Bridge => "bridge",
-            Self::Private => "private",
-            Self::Vepa => "vepa",
-            Self::Passthru => "passthru",
-        }
+    /// Containers on other nodes are reached through tunnels, and services have virtual addresses.
+    pub fn is_overlay(&self) -> bool {
+        self.driver == Driver::Overlay
     }
+
+    /// Numbers from here on are those of networks of one node alone: a VXLAN network identifier has 24 bits.
+    pub const FIRST_LOCAL: u32 = 1 << 24;
 }
 
 /// What a node shows of a network beyond what it must build.

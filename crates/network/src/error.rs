@@ -29,6 +29,9 @@ pub enum Error {
     /// The interface that a macvlan network is on is not there.
     #[error("no interface {0} on this node")]
     NoParent(String),
+    /// The network is made from a configuration that the node does not have.
+    #[error("configuration network {0:?} does not exist on this node")]
+    Unconfigured(String),
     /// The table lacks something the node needs from it.
     #[error("network {network}: {what}")]
     InvalidTable { network: NetworkId, what: String },

@@ -110,7 +110,7 @@ impl Fabric {
     async fn reconcile(&self, table: &NetworkTable, prune: bool) -> Result<()> {
         let inner = &*self.inner;
         let mut state = inner.state.lock().await;
-        if table.config.is_local() {
+        if !table.config.is_overlay() {
             return inner.ensure_local(&mut state, table).await;
         }
         let (node, underlay) = state.node.clone().ok_or(Error::NoNode)?;

@@ -1,4 +1,4 @@
-//! Networks of this node alone: bridges, and interfaces on the node's own (macvlan).
+//! Networks that end at the node: bridges, and interfaces on the node's own (macvlan).
 
 use shoal_model::{Driver, NetworkId, NetworkTable};
 
@@ -20,7 +20,11 @@ impl Inner {
     pub(crate) async fn ensure_local(&self, state: &mut State, table: &NetworkTable) -> Result<()> {
         let config = &table.config;
         let local = match &config.driver {
-            Driver::Overlay => return Ok(()),
+            Driver::Overlay | Driver::Configuration => return Ok(()),
+            Driver::Unconfigured(_) => {
+                let name = config.config_from.clone().unwrap_or_default();
+                return Err(Error::Unconfigured(name));
+            }
             Driver::Bridge(bridge) => {
                 let underlay = state.node.as_ref().map(|(_, underlay)| *underlay);
                 let mtu = match (config.mtu, underlay) {

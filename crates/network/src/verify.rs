@@ -27,7 +27,7 @@ impl Fabric {
     /// Where the kernel differs from an applied table, in words.
     pub async fn differences(&self, table: &NetworkTable) -> Result<Vec<String>> {
         let inner = &*self.inner;
-        if table.config.is_local() {
+        if !table.config.is_overlay() {
             return inner.local_differences(table).await;
         }
         let (node, underlay, overlay, ingress) = {

@@ -3,6 +3,7 @@
 mod change;
 mod failure;
 mod hard;
+mod lans;
 mod matrix;
 mod mesh;
 mod placement;

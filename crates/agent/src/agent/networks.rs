@@ -17,7 +17,7 @@ impl Agent {
         let known = attachments.filter_map(|attachment| {
             let table = tables.get(&attachment.network)?;
             let gateway = sandbox::gateway(&attachment, table);
-            let leads_out = table.config.is_local() && !table.config.internal;
+            let leads_out = !table.config.is_overlay() && !table.config.internal;
             Some(ContainerNetwork { name: table.config.name.clone(), attachment, gateway, leads_out })
         });
         known.collect()

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use shoal_model::{
-    AddressPool, BridgeConfig, Driver, Labels, MacvlanConfig, MacvlanMode, NetworkId, Shown, TableConfig,
+    AddressPool, BridgeConfig, Driver, Labels, MacvlanConfig, MacvlanMode, NetworkId, NetworkTable,
+    NodeDriver, NodeId, Shown, TableConfig,
 };
 
 use crate::{Error, Result};
@@ -16,31 +17,14 @@ pub(crate) const DEFAULT: &str = "bridge";
 /// Its bridge on the node.
 pub(crate) const DEFAULT_LINK: &str = "shoal0";
 
-/// Numbers of networks in the kernel's maps: those of overlays are VXLAN identifiers, of 24 bits.
-pub(crate) const FIRST_NUMBER: u32 = 1 << 24;
-
-/// Docker's options of its bridge driver that mean the same here.
-const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
-const ICC: &str = "com.docker.network.bridge.enable_icc";
-const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
-const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
-const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
-const MTU: &str = "com.docker.network.driver.mtu";
-const PARENT: &str = "parent";
-const MODE: &str = "macvlan_mode";
-
-/// Which driver a network of this node alone is to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LocalDriver {
-    Bridge,
-    Macvlan,
-}
-
 /// A network as a user declares it.
 #[derive(Debug, Clone)]
 pub struct LocalSpec {
     pub name: String,
-    pub driver: LocalDriver,
+    /// `None`: a configuration that others are made from (Docker's `--config-only`).
+    pub driver: Option<NodeDriver>,
+    /// The configuration that it is made from; then it says nothing of its own.
+    pub config_from: Option<String>,
     /// As the user gave them; may be empty.
     pub pools: Vec<AddressPool>,
     pub ipv6: bool,
@@ -63,30 +47,45 @@ pub(crate) struct Surroundings<'a> {
 /// What the network is made of, with every default filled in.
 pub(crate) fn design(
     id: &NetworkId,
-    spec: LocalSpec,
+    mut spec: LocalSpec,
     around: &Surroundings<'_>,
     now: Timestamp,
 ) -> Result<TableConfig> {
     if around.present.iter().any(|(_, config)| config.name == spec.name) {
         return Err(Error::NetworkExists(spec.name));
     }
-    let driver = driver(id, &spec, around)?;
-    let mtu = spec.options.get(MTU).map(|text| {
-        text.parse::<u32>()
-            .ok()
-            .filter(|mtu| (68..=65535).contains(mtu))
-            .ok_or_else(|| Error::NetworkOption(format!("invalid MTU value {text:?}")))
+    let from = spec.config_from.as_deref().map(|from| {
+        let named = around.present.iter().map(|(_, config)| *config).find(|config| config.name == from);
+        let usable = named.filter(|config| config.driver == Driver::Configuration);
+        usable.ok_or_else(|| Error::NoConfiguration(from.to_owned()))
     });
-    let number = around.present.iter().map(|(_, config)| config.vni + 1).max().unwrap_or(FIRST_NUMBER);
+    if let Some(from) = from.transpose()? {
+        spec.pools.clone_from(&from.pools);
+        spec.options.clone_from(&from.shown.options);
+        spec.labels.clone_from(&from.shown.labels);
+        spec.ipv6 = from.pools.iter().any(|pool| pool.subnet.addr().is_ipv6());
+    }
+    let driver = match spec.driver {
+        None => Driver::Configuration,
+        Some(kind) => {
+            let driver = kind.configure(id, &spec.options, spec.internal).map_err(Error::NetworkOption)?;
+            check(id, &driver, &spec, around)?;
+            driver
+        }
+    };
+    let mtu = shoal_model::mtu(&spec.options).map_err(Error::NetworkOption)?;
+    let number =
+        around.present.iter().map(|(_, config)| config.vni + 1).max().unwrap_or(TableConfig::FIRST_LOCAL);
     Ok(TableConfig {
         pools: pools(id, &spec, around)?,
         name: spec.name,
         vni: number,
-        internal: spec.internal || matches!(&driver, Driver::Macvlan(MacvlanConfig { parent: None, .. })),
+        internal: spec.internal || driver.is_internal(),
         ingress: false,
-        mtu: mtu.transpose()?,
+        mtu,
         data_path_port: 0,
         driver,
+        config_from: spec.config_from,
         shown: Shown {
             created: Some(now),
             attachable: spec.attachable,
@@ -96,80 +95,61 @@ pub(crate) fn design(
     })
 }
 
-fn driver(id: &NetworkId, spec: &LocalSpec, around: &Surroundings<'_>) -> Result<Driver> {
-    let known: &[&str] = match spec.driver {
-        LocalDriver::Bridge => &[BRIDGE_NAME, ICC, MASQUERADE, DEFAULT_BRIDGE, HOST_BINDING, MTU],
-        LocalDriver::Macvlan => &[PARENT, MODE, MTU],
-    };
-    if let Some(other) = spec.options.keys().find(|key| !known.contains(&key.as_str())) {
-        return Err(Error::NetworkOption(format!("option {other} of such a network is not supported")));
-    }
-    match spec.driver {
-        LocalDriver::Bridge => bridge(id, spec, around),
-        LocalDriver::Macvlan => macvlan(spec, around),
-    }
-}
-
-fn bridge(id: &NetworkId, spec: &LocalSpec, around: &Surroundings<'_>) -> Result<Driver> {
-    let flag = |key: &str| match spec.options.get(key).map(String::as_str) {
-        None => Ok(true),
-        Some(text) => match text.to_ascii_lowercase().as_str() {
-            "true" | "1" | "t" => Ok(true),
-            "false" | "0" | "f" => Ok(false),
-            _ => Err(Error::NetworkOption(format!("invalid value {text:?} of option {key}"))),
-        },
-    };
-    if spec.pools.iter().filter(|pool| pool.subnet.addr().is_ipv4()).count() > 1 {
+/// The network does not get in the way of others.
+fn check(id: &NetworkId, driver: &Driver, spec: &LocalSpec, around: &Surroundings<'_>) -> Result<()> {
+    let several = spec.pools.iter().filter(|pool| pool.subnet.addr().is_ipv4()).count() > 1;
+    if several && matches!(driver, Driver::Bridge(_)) {
         return Err(Error::NetworkRefused("bridge driver doesn't support multiple subnets".to_owned()));
     }
-    let link = match spec.options.get(BRIDGE_NAME) {
-        Some(name) => {
-            // What the kernel takes (`dev_valid_name`).
-            let fits = !name.is_empty()
-                && name.len() < 16
-                && name.chars().all(|c| c.is_ascii_graphic() && !"/:\"".contains(c))
-                && !matches!(name.as_str(), "." | "..");
-            if !fits {
-                return Err(Error::NetworkOption(format!("invalid bridge name {name:?}")));
-            }
-            name.clone()
+    let in_the_way = around.present.iter().find_map(|(other, config)| match (driver, &config.driver) {
+        (Driver::Bridge(BridgeConfig { link, .. }), Driver::Bridge(theirs)) if theirs.link == *link => {
+            Some(format!(
+                "cannot create network {id} ({link}): conflicts with network {other} ({link}): networks have same bridge name"
+            ))
         }
-        None => format!("br-{}", id.as_str().chars().take(12).collect::<String>()),
-    };
-    let has_it = |config: &TableConfig| matches!(&config.driver, Driver::Bridge(other) if other.link == link);
-    if let Some((other, _)) = around.present.iter().find(|(_, config)| has_it(config)) {
-        let text = format!(
-            "cannot create network {id} ({link}): conflicts with network {other} ({link}): networks have same bridge name"
-        );
-        return Err(Error::NetworkRefused(text));
-    }
-    Ok(Driver::Bridge(BridgeConfig { link, open: flag(ICC)?, masquerade: flag(MASQUERADE)? }))
+        (Driver::Macvlan(MacvlanConfig { parent: Some(parent), mode }), Driver::Macvlan(theirs)) => {
+            let alone = [*mode, theirs.mode].contains(&MacvlanMode::Passthru);
+            (alone && theirs.parent.as_ref() == Some(parent)).then(|| {
+                format!("interface {parent} is used by network {other}, and passthru wants it for itself")
+            })
+        }
+        _ => None,
+    });
+    in_the_way.map_or(Ok(()), |text| Err(Error::NetworkRefused(text)))
 }
 
-fn macvlan(spec: &LocalSpec, around: &Surroundings<'_>) -> Result<Driver> {
-    let mode = match spec.options.get(MODE).map(String::as_str) {
-        None | Some("") => MacvlanMode::Bridge,
-        Some(text) => MacvlanMode::ALL
-            .into_iter()
-            .find(|mode| mode.as_str() == text)
-            .ok_or_else(|| Error::NetworkOption(format!("unknown macvlan mode: '{text}'")))?,
-    };
-    let parent = spec.options.get(PARENT).filter(|parent| !parent.is_empty() && !spec.internal).cloned();
-    let shares = |config: &TableConfig| match &config.driver {
-        Driver::Macvlan(other) => {
-            parent.is_some()
-                && other.parent == parent
-                && (mode == MacvlanMode::Passthru || other.mode == MacvlanMode::Passthru)
+/// A cluster's network as it is on this node: what the node's own configuration says of it is filled in, and
+/// where the network ends at the node, nobody elsewhere is on it. One whose configuration is missing stays as
+/// it is, and cannot be built.
+pub(crate) fn on_this_node(
+    mut table: NetworkTable,
+    configuration: Option<&TableConfig>,
+    node: Option<&NodeId>,
+) -> NetworkTable {
+    let config = &mut table.config;
+    if let (Driver::Unconfigured(kind), Some(own)) = (&config.driver, configuration) {
+        match kind.configure(&table.network, &own.shown.options, config.internal) {
+            Ok(driver) => {
+                config.internal |= driver.is_internal();
+                config.driver = driver;
+                config.pools.clone_from(&own.pools);
+                config.mtu = own.mtu;
+                config.shown.options.clone_from(&own.shown.options);
+            }
+            Err(error) => {
+                tracing::warn!(network = config.name, %error, "its configuration on this node does not fit");
+            }
         }
-        _ => false,
-    };
-    if let (Some((other, _)), Some(parent)) =
-        (around.present.iter().find(|(_, config)| shares(config)), &parent)
-    {
-        let text = format!("interface {parent} is used by network {other}, and passthru wants it for itself");
-        return Err(Error::NetworkRefused(text));
     }
-    Ok(Driver::Macvlan(MacvlanConfig { parent, mode }))
+    if let Driver::Bridge(_) = config.driver {
+        let endpoints = &mut table.endpoints;
+        endpoints.retain(|_, endpoint| Some(&endpoint.node) == node);
+        for service in table.services.values_mut() {
+            service.backends.retain(|id| endpoints.contains_key(id));
+            service.others.retain(|id| endpoints.contains_key(id));
+        }
+    }
+    table
 }
 
 // === subnets ===
@@ -184,14 +164,15 @@ fn subnets() -> impl Iterator<Item = Ipv4Net> {
 fn pools(id: &NetworkId, spec: &LocalSpec, around: &Surroundings<'_>) -> Result<Vec<AddressPool>> {
     let overlaps = |one: &IpNet, other: &IpNet| one.contains(other) || other.contains(one);
     let own = || {
-        let pools = around.present.iter().flat_map(|(_, config)| &config.pools);
-        pools.map(|pool| pool.subnet)
+        // A configuration has its subnets for others.
+        let real = around.present.iter().filter(|(_, config)| config.driver != Driver::Configuration);
+        real.flat_map(|(_, config)| &config.pools).map(|pool| pool.subnet)
     };
     let mut pools = spec.pools.clone();
     for pool in &pools {
         let clashes = own().chain(around.own.iter().copied()).any(|other| overlaps(&other, &pool.subnet));
         // Networks on different interfaces may well have the same addresses.
-        if clashes && spec.driver == LocalDriver::Bridge {
+        if clashes && spec.driver == Some(NodeDriver::Bridge) {
             return Err(Error::NetworkRefused(
                 "Pool overlaps with other one on this address space".to_owned(),
             ));
@@ -289,10 +270,11 @@ pub(crate) fn address(
 mod tests {
     use super::*;
 
-    fn spec(name: &str, driver: LocalDriver) -> LocalSpec {
+    fn spec(name: &str, driver: NodeDriver) -> LocalSpec {
         LocalSpec {
             name: name.to_owned(),
-            driver,
+            driver: Some(driver),
+            config_from: None,
             pools: Vec::new(),
             ipv6: false,
             internal: false,
@@ -322,61 +304,85 @@ mod tests {
 
     #[test]
     fn a_subnet_is_one_that_nobody_has() {
-        let first = make(&id("a"), spec("one", LocalDriver::Bridge), &[]).unwrap();
+        let first = make(&id("a"), spec("one", NodeDriver::Bridge), &[]).unwrap();
         assert_eq!(first.pools[0].subnet.to_string(), "172.19.0.0/16", "172.18.4.0/24 is taken");
         assert_eq!(first.pools[0].gateway, Some("172.19.0.1".parse().unwrap()));
         let present = [(id("a"), first)];
-        let second = make(&id("b"), spec("two", LocalDriver::Bridge), &present).unwrap();
+        let second = make(&id("b"), spec("two", NodeDriver::Bridge), &present).unwrap();
         assert_eq!(second.pools[0].subnet.to_string(), "172.20.0.0/16");
-        assert_eq!(second.vni, FIRST_NUMBER + 1);
-        let default = make(&id("c"), spec(DEFAULT, LocalDriver::Bridge), &present).unwrap();
+        assert_eq!(second.vni, TableConfig::FIRST_LOCAL + 1);
+        let default = make(&id("c"), spec(DEFAULT, NodeDriver::Bridge), &present).unwrap();
         assert_eq!(default.pools[0].subnet.to_string(), "172.17.0.0/16");
         let same = LocalSpec {
             pools: vec![AddressPool::new("172.19.3.0/24".parse().unwrap())],
-            ..spec("three", LocalDriver::Bridge)
+            ..spec("three", NodeDriver::Bridge)
         };
         let refused = make(&id("d"), same, &present).unwrap_err().to_string();
         assert_eq!(refused, "Pool overlaps with other one on this address space");
         let gateways = LocalSpec {
             pools: vec![AddressPool::new("172.31.3.0/24".parse().unwrap())],
-            ..spec("four", LocalDriver::Bridge)
+            ..spec("four", NodeDriver::Bridge)
         };
         assert!(matches!(make(&id("e"), gateways, &present), Err(Error::NetworkRefused(_))));
         assert!(matches!(
-            make(&id("e"), spec("one", LocalDriver::Bridge), &present),
+            make(&id("e"), spec("one", NodeDriver::Bridge), &present),
             Err(Error::NetworkExists(name)) if name == "one"
         ));
     }
 
     #[test]
     fn ipv6_has_a_subnet_of_its_own() {
-        let wanted = LocalSpec { ipv6: true, ..spec("six", LocalDriver::Bridge) };
+        let wanted = LocalSpec { ipv6: true, ..spec("six", NodeDriver::Bridge) };
         let made = make(&id("0123456789abcdef"), wanted, &[]).unwrap();
         assert_eq!(made.pools[1].subnet.to_string(), "fd01:2345:6789:abcd::/64");
         assert_eq!(made.pools[1].gateway, Some("fd01:2345:6789:abcd::1".parse().unwrap()));
     }
 
     #[test]
-    fn options_of_drivers_are_dockers() {
-        let named = with(spec("n", LocalDriver::Bridge), &[(BRIDGE_NAME, "mine"), (ICC, "false")]);
-        let Driver::Bridge(config) = make(&id("a"), named.clone(), &[]).unwrap().driver else { panic!() };
-        assert_eq!((config.link.as_str(), config.open, config.masquerade), ("mine", false, true));
-        for (driver, option) in [
-            (LocalDriver::Bridge, (BRIDGE_NAME, "a name that is far too long")),
-            (LocalDriver::Bridge, (ICC, "perhaps")),
-            (LocalDriver::Bridge, (PARENT, "eth0")),
-            (LocalDriver::Macvlan, (MODE, "odd")),
-            (LocalDriver::Macvlan, (MTU, "12")),
-        ] {
-            let refused = make(&id("a"), with(spec("n", driver), &[option]), &[]);
-            assert!(matches!(refused, Err(Error::NetworkOption(_))), "{option:?}");
-        }
-        let alone = make(&id("a"), with(spec("n", LocalDriver::Macvlan), &[(MODE, "private")]), &[]).unwrap();
-        assert!(alone.internal, "without a parent it leads nowhere");
-        let passthru = with(spec("p", LocalDriver::Macvlan), &[(PARENT, "eth0"), (MODE, "passthru")]);
+    fn an_interface_that_one_network_has_to_itself_is_no_others() {
+        let mode = "macvlan_mode";
+        let passthru = with(spec("p", NodeDriver::Macvlan), &[("parent", "eth0"), (mode, "passthru")]);
         let present = [(id("a"), make(&id("a"), passthru, &[]).unwrap())];
-        let beside = with(spec("q", LocalDriver::Macvlan), &[(PARENT, "eth0")]);
+        let beside = with(spec("q", NodeDriver::Macvlan), &[("parent", "eth0")]);
         assert!(matches!(make(&id("b"), beside, &present), Err(Error::NetworkRefused(_))));
+    }
+
+    #[test]
+    fn a_network_is_what_its_configuration_says() {
+        let pools = vec![AddressPool::new("192.168.68.0/24".parse().unwrap())];
+        let only = LocalSpec { driver: None, pools, ..spec("lan", NodeDriver::Macvlan) };
+        let only = make(&id("a"), with(only, &[("parent", "eth0")]), &[]).unwrap();
+        assert_eq!(only.driver, Driver::Configuration);
+        let present = [(id("a"), only.clone())];
+        let from = LocalSpec { config_from: Some("lan".to_owned()), ..spec("n", NodeDriver::Macvlan) };
+        let made = make(&id("b"), from.clone(), &present).unwrap();
+        assert_eq!(made.pools, only.pools);
+        let parent = Some("eth0".to_owned());
+        let driver = Driver::Macvlan(MacvlanConfig { parent, mode: MacvlanMode::Bridge });
+        assert_eq!(made.driver, driver);
+        assert!(matches!(make(&id("b"), from, &[]), Err(Error::NoConfiguration(name)) if name == "lan"));
+
+        let mut sent = crate::testing::table("net", 1);
+        sent.config.driver = Driver::Unconfigured(NodeDriver::Macvlan);
+        let unknown = on_this_node(sent.clone(), None, None);
+        assert_eq!(unknown, sent);
+        let here = on_this_node(sent, Some(&only), None);
+        assert_eq!((here.config.driver, here.config.pools), (driver, only.pools));
+    }
+
+    #[test]
+    fn a_bridge_of_the_cluster_ends_at_the_node() {
+        let mut sent = crate::testing::table("net", 1);
+        sent.config.driver = NodeDriver::Bridge.configure(&sent.network, &Labels::new(), false).unwrap();
+        let nodes: BTreeSet<_> = sent.endpoints.values().map(|endpoint| endpoint.node.clone()).collect();
+        for node in nodes {
+            let here = on_this_node(sent.clone(), None, Some(&node));
+            assert!(!here.endpoints.is_empty());
+            assert!(here.endpoints.values().all(|endpoint| endpoint.node == node));
+        }
+        let elsewhere = on_this_node(sent, None, Some(&NodeId::new("another")));
+        assert!(elsewhere.endpoints.is_empty());
+        assert!(elsewhere.services.values().all(|service| service.backends.is_empty()));
     }
 
     #[test]
@@ -386,7 +392,7 @@ mod tests {
             reserved: [("router".to_owned(), "10.1.2.3".parse().unwrap())].into(),
             ..AddressPool::new("10.1.2.0/24".parse().unwrap())
         }];
-        let config = make(&id("a"), LocalSpec { pools, ..spec("n", LocalDriver::Macvlan) }, &[]).unwrap();
+        let config = make(&id("a"), LocalSpec { pools, ..spec("n", NodeDriver::Macvlan) }, &[]).unwrap();
         let mut used = BTreeSet::new();
         let mut last = None;
         for expected in [2, 4, 5, 6, 7] {

@@ -11,16 +11,17 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use shoal_model::{
-    Attachment, EndpointEntry, EndpointId, IdGenerator, MacAddr, NetworkId, NetworkTable, NodeId,
-    TableConfig, TableVersion,
+    AddressPool, Attachment, Driver, EndpointEntry, EndpointId, IdGenerator, MacAddr, NetworkId,
+    NetworkTable, NodeDriver, NodeId, TableConfig, TableVersion,
 };
+use tokio::sync::watch;
 
 use crate::node::Node;
 use crate::{Error, Result, lock};
 
+pub use self::design::LocalSpec;
 pub(crate) use self::design::{DEFAULT, DEFAULT_LINK};
-pub use self::design::{LocalDriver, LocalSpec};
-use self::design::{Surroundings, address, design};
+use self::design::{Surroundings, address, design, on_this_node};
 
 /// One of them as it is kept on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,12 +38,17 @@ pub(crate) struct Wanted<'a> {
     pub(crate) aliases: &'a [String],
     pub(crate) address: Option<IpAddr>,
     pub(crate) address_v6: Option<IpAddr>,
+    pub(crate) mac: Option<MacAddr>,
     /// What it has already.
     pub(crate) held: Option<&'a Attachment>,
 }
 
+/// The subnets of a node's configurations, by name.
+pub(crate) type Configurations = BTreeMap<String, Vec<AddressPool>>;
+
 pub(crate) struct Locals {
     networks: Mutex<BTreeMap<NetworkId, Present>>,
+    configurations: watch::Sender<Configurations>,
     /// Of the tables' versions; another one in each process, since revisions begin anew.
     epoch: u64,
 }
@@ -59,6 +65,11 @@ struct Present {
 impl Present {
     fn new(config: TableConfig) -> Self {
         Self { config, endpoints: BTreeMap::new(), revision: 1, last: [None; 2] }
+    }
+
+    /// It is no network, but what others are made from.
+    fn is_configuration(&self) -> bool {
+        self.config.driver == Driver::Configuration
     }
 
     fn table(&self, id: &NetworkId, epoch: u64) -> NetworkTable {
@@ -94,11 +105,12 @@ impl Present {
         if asked_v6.is_none() {
             self.last[1] = v6.map(|address| address.addr());
         }
+        let mac = wanted.mac.or(held.map(|held| held.mac));
         let attachment = Attachment {
             network: id.clone(),
             address: v4,
             address_v6: v6,
-            mac: held.map_or_else(|| MacAddr::random(&mut IdGenerator::from_os()), |held| held.mac),
+            mac: mac.unwrap_or_else(|| MacAddr::random(&mut IdGenerator::from_os())),
             aliases: wanted.aliases.to_vec(),
         };
         let entry = EndpointEntry {
@@ -118,14 +130,45 @@ impl Present {
 impl Locals {
     /// Starts from what a former process stored.
     pub(crate) fn new(stored: Vec<LocalNetwork>) -> Self {
-        let networks = stored.into_iter().map(|network| (network.id, Present::new(network.config)));
+        let networks: BTreeMap<_, _> =
+            stored.into_iter().map(|network| (network.id, Present::new(network.config))).collect();
         let epoch = u64::from_ne_bytes(IdGenerator::from_os().bytes::<8>());
-        Self { networks: Mutex::new(networks.collect()), epoch }
+        let configurations = watch::Sender::new(configurations(&networks));
+        Self { networks: Mutex::new(networks), configurations, epoch }
+    }
+
+    /// What networks may be made from on this node, and how that changes.
+    pub(crate) fn configurations(&self) -> watch::Receiver<Configurations> {
+        self.configurations.subscribe()
+    }
+
+    /// A cluster's table as it is on this node.
+    pub(crate) fn on_this_node(&self, table: Arc<NetworkTable>, node: Option<&NodeId>) -> Arc<NetworkTable> {
+        if table.config.is_local() || table.config.is_overlay() {
+            return table;
+        }
+        let networks = lock(&self.networks);
+        let from = table.config.config_from.as_deref();
+        let named = from.and_then(|from| networks.values().find(|present| present.config.name == from));
+        let configuration = named.filter(|present| present.is_configuration());
+        let configuration = configuration.map(|present| &present.config);
+        Arc::new(on_this_node(NetworkTable::clone(&table), configuration, node))
+    }
+
+    /// Tells of what has changed about configurations.
+    fn tell(&self) {
+        let now = configurations(&lock(&self.networks));
+        self.configurations.send_if_modified(|told| {
+            let changed = *told != now;
+            *told = now;
+            changed
+        });
     }
 
     /// Has all of them brought into force; once what runs has its places again.
     pub(crate) fn begin(&self, node: &Node) {
-        for (id, present) in lock(&self.networks).iter() {
+        let networks = lock(&self.networks);
+        for (id, present) in networks.iter().filter(|(_, present)| !present.is_configuration()) {
             node.tables.put(present.table(id, self.epoch));
         }
     }
@@ -179,14 +222,25 @@ impl Locals {
             }
             return Err(error);
         }
-        self.put(node, &id);
-        node.tables.in_effect(&id).await;
+        if network.config.driver == Driver::Configuration {
+            self.tell();
+            // The cluster's networks that wait for it.
+            node.tables.look_again_at(|config| config.config_from.as_ref() == Some(&network.config.name));
+        } else {
+            self.put(node, &id);
+            node.tables.in_effect(&id).await;
+        }
+        node.events.network("create", &id, &network.config, None);
         Ok(id)
     }
 
     /// Once before it is promised: what cannot be built is refused with the kernel's reason.
     async fn build(&self, node: &Node, network: &LocalNetwork) -> Result<()> {
-        let table = Present::new(network.config.clone()).table(&network.id, self.epoch);
+        let present = Present::new(network.config.clone());
+        if present.is_configuration() {
+            return node.store.put_network(network).await;
+        }
+        let table = present.table(&network.id, self.epoch);
         node.fabric.apply_network(&table).await.map_err(|error| match error {
             shoal_network::Error::NoParent(_) => Error::NetworkOption(error.to_string()),
             shoal_network::Error::Foreign { .. } => Error::NetworkRefused(error.to_string()),
@@ -230,7 +284,8 @@ impl Locals {
         ];
         let spec = LocalSpec {
             name: DEFAULT.to_owned(),
-            driver: LocalDriver::Bridge,
+            driver: Some(NodeDriver::Bridge),
+            config_from: None,
             pools: Vec::new(),
             ipv6: false,
             internal: false,
@@ -249,19 +304,30 @@ impl Locals {
 
     /// Removes a network that nobody is on.
     pub(crate) async fn remove(&self, node: &Node, id: &NetworkId) -> Result<()> {
-        {
+        let config = {
             let mut networks = lock(&self.networks);
             let Some(present) = networks.get(id) else { return Err(Error::NoSuchNetwork(id.to_string())) };
+            let uses_it = |config: &TableConfig| config.config_from.as_ref() == Some(&present.config.name);
+            if present.is_configuration()
+                && (networks.values().any(|other| uses_it(&other.config)) || node.tables.any(uses_it))
+            {
+                let text = format!("configuration network \"{}\" is in use", present.config.name);
+                return Err(Error::NetworkRefused(text));
+            }
             if !present.endpoints.is_empty() {
                 let names = present.endpoints.values().filter_map(|entry| entry.names.first().cloned());
                 let users = names.collect::<Vec<_>>().join(", ");
                 return Err(Error::NetworkInUse { name: present.config.name.clone(), users });
             }
+            let config = present.config.clone();
             networks.remove(id);
-        }
+            config
+        };
+        self.tell();
         node.tables.remove(id);
         node.store.remove_network(id).await?;
         node.tables.in_effect(id).await;
+        node.events.network("destroy", id, &config, None);
         Ok(())
     }
 
@@ -269,6 +335,10 @@ impl Locals {
     pub(crate) fn attach(&self, node: &Node, id: &NetworkId, wanted: Wanted<'_>) -> Result<Attachment> {
         let mut networks = lock(&self.networks);
         let Some(present) = networks.get_mut(id) else { return Err(Error::NoSuchNetwork(id.to_string())) };
+        if present.is_configuration() {
+            let text = "cannot create endpoint on configuration-only network".to_owned();
+            return Err(Error::NetworkRefused(text));
+        }
         let attachment = present.admit(id, wanted)?;
         node.tables.put(present.table(id, self.epoch));
         Ok(attachment)
@@ -289,4 +359,9 @@ impl Locals {
             node.tables.put(present.table(id, self.epoch));
         }
     }
+}
+
+fn configurations(networks: &BTreeMap<NetworkId, Present>) -> Configurations {
+    let all = networks.values().filter(|present| present.is_configuration());
+    all.map(|present| (present.config.name.clone(), present.config.pools.clone())).collect()
 }

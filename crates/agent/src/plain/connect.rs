@@ -58,7 +58,11 @@ impl Keeper {
             shown.record.attachments = record.attachments;
         })
         .await?;
-        self.renew_surroundings(node).await
+        self.renew_surroundings(node).await?;
+        if let Some((network, config)) = networks::joined(node, &self.shown().record).pop() {
+            node.events.network("connect", &network, &config, Some(&self.id));
+        }
+        Ok(())
     }
 
     /// What was asked for in vain is asked for no more.
@@ -94,10 +98,16 @@ impl Keeper {
         if shown.phase != Phase::Running {
             return Ok(());
         }
+        let left = record.attachments.get(at).map(|attachment| attachment.network.clone());
+        let joined = networks::joined(node, record);
         // First the ways in, then the interface.
         let own = record.spec.places[at].local.as_ref().map(|network| network.id.clone());
         self.leave_last(node, own.as_ref());
-        self.renew_surroundings(node).await
+        self.renew_surroundings(node).await?;
+        for (network, config) in joined.iter().filter(|(network, _)| Some(network) == left.as_ref()) {
+            node.events.network("disconnect", network, config, Some(&self.id));
+        }
+        Ok(())
     }
 
     /// Interfaces, names and files of the running container, as its record now says.

@@ -105,7 +105,7 @@ impl Keeper {
     }
 
     fn tell(&self, node: &Node, action: &'static str, detail: Option<(&str, String)>) {
-        node.plains.events.tell(action, &self.shown.borrow().record, detail);
+        node.events.container(action, &self.shown.borrow().record, detail);
     }
 
     // === starting ===
@@ -162,6 +162,9 @@ impl Keeper {
             shown.phase = Phase::Running;
             shown.check = check;
         });
+        for (network, config) in networks::joined(node, &record) {
+            node.events.network("connect", &network, &config, Some(&self.id));
+        }
         self.tell(node, "start", None);
         self.mind(node, false);
         Ok(())
@@ -279,6 +282,7 @@ impl Keeper {
 
     /// A run is over.
     async fn take_end(self: &Arc<Self>, node: &Arc<Node>, exit: Exit, ran: Duration) {
+        let joined = networks::joined(node, &self.shown.borrow().record);
         self.clear(node).await;
         let removing = self.phase() == Phase::Removing;
         let next = {
@@ -307,6 +311,9 @@ impl Keeper {
             tracing::warn!(container = %self.id, %error, "cannot store how the container ended");
         }
         self.tell(node, "die", Some(("exitCode", exit.code.to_string())));
+        for (network, config) in joined {
+            node.events.network("disconnect", &network, &config, Some(&self.id));
+        }
         match next {
             Next::Stay => {}
             Next::Restart { pause } => self.restart_after(node, pause),

@@ -3,7 +3,6 @@
 
 mod audience;
 mod connect;
-mod events;
 mod keeper;
 mod names;
 mod networks;
@@ -19,8 +18,6 @@ use shoal_runtime::{Container, ContainerConfig};
 use crate::node::Node;
 use crate::{Error, Result, lock, sandbox, volumes};
 
-pub use events::ContainerEvent;
-use events::Events;
 pub use keeper::WaitFor;
 pub(crate) use keeper::{Keeper, Phase, Shown};
 pub(crate) use record::PlainRecord;
@@ -31,7 +28,6 @@ pub(crate) struct Plains {
     keepers: Mutex<BTreeMap<ContainerId, Arc<Keeper>>>,
     /// Names of containers that are being made.
     reserved: Mutex<HashMap<String, ContainerId>>,
-    pub(crate) events: Events,
 }
 
 impl Plains {
@@ -112,7 +108,7 @@ impl Plains {
             volumes::release(node, &id, true).await?;
             return Err(error);
         }
-        self.events.tell("create", &record, None);
+        node.events.container("create", &record, None);
         lock(&self.keepers).insert(id.clone(), Keeper::new(record, Phase::Idle, None));
         Ok(id)
     }

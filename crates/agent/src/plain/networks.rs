@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use shoal_model::IdGenerator;
 use shoal_model::{
-    Attachment, ContainerId, Driver, EndpointId, Healthcheck, MacAddr, PlaceAnswer, RefusalReason,
+    Attachment, ContainerId, Driver, EndpointId, Healthcheck, MacAddr, NetworkId, PlaceAnswer, RefusalReason,
+    TableConfig,
 };
 use shoal_runtime::Image;
 use tokio::sync::watch;
@@ -89,6 +90,7 @@ fn of_node(
         aliases: &place.aliases,
         address: place.address,
         address_v6: place.address_v6,
+        mac: place.mac,
         held,
     };
     node.locals.attach(node, &network.id, wanted).map_err(|error| match error {
@@ -113,7 +115,7 @@ pub(super) async fn reclaim(node: &Node, record: &PlainRecord) -> Vec<Attachment
                 network: network.id.clone(),
                 address: link.address?,
                 address_v6: link.address_v6,
-                mac: MacAddr::random(&mut IdGenerator::from_os()),
+                mac: place.mac.unwrap_or_else(|| MacAddr::random(&mut IdGenerator::from_os())),
                 aliases: place.aliases.clone(),
             })
         };
@@ -167,7 +169,7 @@ pub(super) async fn former_ports(node: &Node, record: &PlainRecord) -> Vec<Bindi
     let led = node.balancer.read_back().map(|kernel| kernel.ports).unwrap_or_default();
     let known = record.spec.ports.iter().filter_map(|wanted| {
         let mut held = wanted.clone();
-        if held.port.published == 0 {
+        if held.port.published == 0 || held.upto.is_some() {
             let (protocol, target) = (held.port.protocol, held.port.target);
             let leads_here =
                 |backend: &SocketAddr| backend.port() == target && addresses.contains(&backend.ip());
@@ -175,6 +177,7 @@ pub(super) async fn former_ports(node: &Node, record: &PlainRecord) -> Vec<Bindi
                 .iter()
                 .find(|(key, port)| key.protocol == protocol && port.backends.members.iter().any(leads_here));
             held.port.published = found?.0.port;
+            held.upto = None;
         }
         Some(held)
     });
@@ -193,7 +196,14 @@ async fn ways_in(node: &Node, record: &PlainRecord) -> Result<Vec<IpAddr>> {
         return Ok(addresses.map(|address| address.addr()).collect());
     }
     let sandbox = node.fabric.sandbox(record.id.as_str()).await?;
-    Ok(sandbox.map(|sandbox| prepare::way_in(node, &sandbox)).unwrap_or_default())
+    Ok(sandbox.map(|sandbox| prepare::way_in(node, record.tenant(), &sandbox)).unwrap_or_default())
+}
+
+/// The networks that the container is on, as they are in force.
+pub(super) fn joined(node: &Node, record: &PlainRecord) -> Vec<(NetworkId, TableConfig)> {
+    let tables = node.tables.in_force().borrow().clone();
+    let joined = record.attachments.iter().filter_map(|at| tables.get(&at.network));
+    joined.map(|table| (table.network.clone(), table.config.clone())).collect()
 }
 
 pub(super) fn detach(node: &Node, id: &ContainerId) {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_model::{
-    Attachment, ContainerId, ContainerSpec, GuestRequest, Labels, PlaceRequest, Port, PortConfig, Protocol,
-    PublishMode, Resources,
+    Attachment, ContainerId, ContainerSpec, GuestRequest, Labels, MacAddr, PlaceRequest, Port, PortConfig,
+    Protocol, PublishMode, Resources,
 };
 
 use crate::host_ports::Binding;
@@ -71,7 +71,7 @@ impl PlainSpec {
             if !self.ports.iter().any(is_it) {
                 let (protocol, target) = (port.protocol, port.number);
                 let port = PortConfig { protocol, target, mode: PublishMode::Host, ..PortConfig::default() };
-                self.ports.push(Binding { port, address: None });
+                self.ports.push(Binding { port, address: None, upto: None });
             }
         }
     }
@@ -102,6 +102,9 @@ pub struct Place {
     pub aliases: Vec<String>,
     pub address: Option<IpAddr>,
     pub address_v6: Option<IpAddr>,
+    /// Otherwise a random one.
+    #[serde(default)]
+    pub mac: Option<MacAddr>,
     /// The network, if it is this node's alone; found out when the container is made, and kept whole: should
     /// the node's store be lost, it is made again from this.
     #[serde(default)]
@@ -181,6 +184,7 @@ impl PlainRecord {
             aliases: place.aliases.clone(),
             address: place.address,
             address_v6: place.address_v6,
+            mac: place.mac,
             held: self.attachments.get(index).cloned(),
         };
         let places = self.spec.places.iter().enumerate().filter(|(_, place)| place.local.is_none());

@@ -27,6 +27,7 @@ struct FakeNode {
     unreported: Mutex<Vec<(TaskId, TaskStatus)>>,
     news: Notify,
     own_network: watch::Sender<OwnNetwork>,
+    configurations: watch::Sender<Configurations>,
     /// Whether the membership it is to keep is a drained node's, each time.
     kept: Mutex<Vec<bool>>,
 }
@@ -40,6 +41,7 @@ impl FakeNode {
             unreported: Mutex::default(),
             news: Notify::new(),
             own_network: watch::Sender::default(),
+            configurations: watch::Sender::default(),
             kept: Mutex::default(),
         })
     }
@@ -61,6 +63,10 @@ impl Host for FakeNode {
 
     fn own_network(&self) -> watch::Receiver<OwnNetwork> {
         self.own_network.subscribe()
+    }
+
+    fn configurations(&self) -> watch::Receiver<Configurations> {
+        self.configurations.subscribe()
     }
 
     fn tables(&self) -> &Tables {
@@ -226,6 +232,8 @@ async fn new_routes_and_addresses_of_the_node_are_told_at_once() {
     let Up::Description(payload) = session.next().await else { panic!("the description") };
     let told = decode::<NodeDescription>(&payload).unwrap();
     assert_eq!((told.routes, told.addresses), (routes, addresses));
+    stage.node.configurations.send_replace([("part".to_owned(), Vec::new())].into());
+    assert!(matches!(session.next().await, Up::Description(_)));
 }
 
 #[tokio::test]

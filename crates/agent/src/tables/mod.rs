@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::{
-    EndpointId, NetworkId, NetworkTable, Port, Protocol, TableDelta, TableMismatch, TableVersion,
+    EndpointId, NetworkId, NetworkTable, Port, Protocol, TableConfig, TableDelta, TableMismatch, TableVersion,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -63,8 +63,8 @@ struct Wishes {
 struct Wish {
     /// As the manager sent it: what is stored, and what deltas start from.
     sent: Arc<NetworkTable>,
-    /// As this node serves it: without the endpoints it knows to be out of service, and without the ports that
-    /// other programs have.
+    /// As this node serves it: without the endpoints it knows to be out of service, without the ports that
+    /// other programs have, and with what only the node itself knows of the network.
     served: Arc<NetworkTable>,
 }
 
@@ -274,12 +274,17 @@ impl Tables {
         in_force.get(network).filter(|_| !busy).cloned()
     }
 
-    /// The node is not what it was: networks of which that decides something are looked at again.
-    pub(crate) fn own_changed(&self) {
+    /// Some of these networks is wanted.
+    pub(crate) fn any(&self, of_these: impl Fn(&TableConfig) -> bool) -> bool {
+        lock(&self.wishes).tables.values().any(|table| of_these(&table.config))
+    }
+
+    /// The node is not what it was: these networks are looked at again.
+    pub(crate) fn look_again_at(&self, these: impl Fn(&TableConfig) -> bool) {
         let mut wishes = lock(&self.wishes);
         let Wishes { tables, dirty, .. } = &mut *wishes;
-        let ingress = tables.values().filter(|table| table.config.ingress);
-        dirty.extend(ingress.map(|table| table.network.clone()));
+        let concerned = tables.values().filter(|table| these(&table.config));
+        dirty.extend(concerned.map(|table| table.network.clone()));
         self.wake.notify_one();
     }
 

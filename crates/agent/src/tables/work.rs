@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{self, Held, Own, Step};
 use super::{AT_ONCE, Failure, Failures, Job, Outcome, RETRIES_AT_ONCE, Tables};
 use crate::host_ports::HostPorts;
+use crate::local::Locals;
 use crate::resolver::Resolver;
 use crate::store::NodeStore;
 use crate::{Membership, Result, lock};
@@ -34,6 +35,8 @@ pub(crate) struct Effects {
     pub store: NodeStore,
     /// Who has the other ports in the balancer's map.
     pub host_ports: Arc<HostPorts>,
+    /// What the node knows of networks itself.
+    pub locals: Arc<Locals>,
     pub membership: watch::Receiver<Option<Membership>>,
 }
 
@@ -50,6 +53,9 @@ pub(crate) trait Force {
     /// removed.
     fn sweep(&self, tables: &BTreeMap<NetworkId, Arc<NetworkTable>>) -> BTreeMap<NetworkId, Held>;
 
+    /// A table with what only the node itself knows of its network.
+    fn on_this_node(&self, table: Arc<NetworkTable>) -> Arc<NetworkTable>;
+
     /// Does one job to its end, noting in `held` what has been done.
     fn perform(&self, job: &Job, held: &mut Held) -> impl Future<Output = Result<()>> + Send;
 }
@@ -61,7 +67,10 @@ struct Worked {
     outcome: Result<()>,
 }
 
-async fn work(force: &impl Force, job: Job, mut held: Held) -> Worked {
+async fn work(force: &impl Force, mut job: Job, mut held: Held) -> Worked {
+    if let Some(wish) = &mut job.wish {
+        wish.served = force.on_this_node(wish.served.clone());
+    }
     let outcome = force.perform(&job, &mut held).await;
     Worked { job, held, outcome }
 }
@@ -155,6 +164,11 @@ impl Force for Effects {
             }
         }
         held
+    }
+
+    fn on_this_node(&self, table: Arc<NetworkTable>) -> Arc<NetworkTable> {
+        let node = self.membership.borrow().as_ref().map(|member| member.node.clone());
+        self.locals.on_this_node(table, node.as_ref())
     }
 
     async fn perform(&self, job: &Job, held: &mut Held) -> Result<()> {

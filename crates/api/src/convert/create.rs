@@ -21,7 +21,12 @@ pub(crate) fn plain(request: wire::Create) -> Result<PlainSpec> {
     let host = request.host_config.unwrap_or_default();
     refuse("HostConfig.", &host.rest)?;
     check_modes(&host)?;
-    let (network, places, shares) = networks(&host, request.networking_config.unwrap_or_default())?;
+    let (network, mut places, shares) = networks(&host, request.networking_config.unwrap_or_default())?;
+    if let Some(text) = request.mac_address.as_deref().filter(|text| !text.is_empty()) {
+        let first = places.first_mut().filter(|_| network == NetworkMode::Named);
+        let without = || ApiError::unsupported("a MAC address of one's own on the default network is");
+        first.ok_or_else(without)?.mac = Some(mac(text)?);
+    }
     let ports = port::asked(&host)?;
     let publish_all = host.publish_all_ports.unwrap_or_default();
     let exposed = request.exposed_ports.unwrap_or_default();
@@ -201,7 +206,6 @@ fn places(mode: &str, mut endpoints: BTreeMap<String, Option<wire::EndpointConfi
 }
 
 pub(crate) fn place(network: String, endpoint: wire::EndpointConfig) -> Result<Place> {
-    endpoint.mac_address.refuse("a MAC address of one's own for a container is")?;
     endpoint.driver_opts.refuse("driver options of a container's network are")?;
     endpoint.gw_priority.refuse("GwPriority of a container's network is")?;
     let ipam = endpoint.ipam.unwrap_or_default();
@@ -218,9 +222,17 @@ pub(crate) fn place(network: String, endpoint: wire::EndpointConfig) -> Result<P
         aliases: endpoint.aliases.unwrap_or_default(),
         address: address(ipam.ipv4, "IPv4")?,
         address_v6: address(ipam.ipv6, "IPv6")?,
+        mac: endpoint.mac_address.filter(|text| !text.is_empty()).map(|text| mac(&text)).transpose()?,
         // The node knows.
         local: None,
     })
+}
+
+fn mac(text: &str) -> Result<model::MacAddr> {
+    let invalid = || ApiError::bad_request(format!("invalid MAC address: {text}"));
+    let mac: model::MacAddr = text.parse().map_err(|_| invalid())?;
+    // A group's is nobody's own.
+    if mac.0[0] & 1 == 1 { Err(invalid()) } else { Ok(mac) }
 }
 
 fn dns(host: &wire::HostConfig) -> Result<DnsConfig> {
@@ -423,8 +435,8 @@ mod tests {
         for (host, expect) in [
             (r#""Privileged":true"#, "HostConfig.Privileged of a container is not supported"),
             (
-                r#""PortBindings":{"80/tcp":[{"HostPort":"8000-8009"}]}"#,
-                "choosing a port of a range (8000-8009) is not",
+                r#""PortBindings":{"80/tcp":[{"HostPort":"8009-8000"}]}"#,
+                "invalid port specification: \"8009-8000\"",
             ),
             (r#""PortBindings":{"80/sctp":null}"#, "ports of SCTP are not"),
             (r#""Binds":["data:/data:foo"]"#, "option foo of a mount (data:/data:foo) is not supported"),
@@ -440,7 +452,10 @@ mod tests {
             assert!(message.starts_with(expect), "{message}");
         }
         assert!(refused(r#"{"Image":"b","Domainname":"x"}"#).starts_with("Domainname of a container is"));
-        assert!(refused(r#"{"Image":"b","MacAddress":"02:00:00:00:00:01"}"#).starts_with("MacAddress"));
+        let mac = r#"{"Image":"b","MacAddress":"02:00:00:00:00:01"}"#;
+        assert!(refused(mac).starts_with("a MAC address of one's own on the default network is"));
+        let group = r#"{"Image":"b","MacAddress":"03:00:00:00:00:01","HostConfig":{"NetworkMode":"n"}}"#;
+        assert_eq!(refused(group), "invalid MAC address: 03:00:00:00:00:01");
     }
 
     #[test]

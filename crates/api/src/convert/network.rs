@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use shoal_agent::{LocalDriver, LocalSpec, NodeEndpoint, NodeNetwork};
+use shoal_agent::{LocalSpec, NodeEndpoint, NodeNetwork};
 use shoal_model as model;
-use shoal_model::{Labels, NetworkDriver, NetworkTable};
+use shoal_model::{Labels, NetworkDriver, NetworkTable, NodeDriver};
 
 use super::identity::derived_id;
 use super::time;
@@ -20,6 +20,8 @@ pub(crate) fn driver(driver: NetworkDriver) -> &'static str {
     match driver {
         NetworkDriver::Overlay => "overlay",
         NetworkDriver::Host => "host",
+        NetworkDriver::Bridge => "bridge",
+        NetworkDriver::Macvlan => "macvlan",
     }
 }
 
@@ -33,70 +35,125 @@ pub(crate) enum Declared {
 }
 
 pub(crate) fn create(request: wire::Create) -> Result<Declared> {
-    request.config_only.refuse("config-only networks are")?;
-    request.config_from.refuse("networks made from config-only networks are")?;
-    match request.driver.as_deref() {
-        Some("overlay") => overlay(request).map(Declared::OfCluster),
-        None | Some("" | "bridge") => local(request, LocalDriver::Bridge).map(Declared::OfNode),
-        Some("macvlan") => local(request, LocalDriver::Macvlan).map(Declared::OfNode),
-        Some("ipvlan") => Err(ApiError::unsupported_but(
-            "networks with driver ipvlan are",
-            "create one with --driver macvlan",
-        )),
-        Some(only @ ("host" | "null")) => {
-            Err(ApiError::forbidden(format!("only one instance of \"{only}\" network is allowed")))
-        }
-        Some(other) => Err(ApiError::not_found(format!("plugin \"{other}\" not found"))),
+    check_configuration(&request)?;
+    if request.config_only == Some(true) {
+        return local(request, None).map(Declared::OfNode);
     }
+    let kind = match request.driver.as_deref() {
+        Some("overlay") => return overlay(request).map(Declared::OfCluster),
+        None | Some("" | "bridge") => NodeDriver::Bridge,
+        Some("macvlan") => NodeDriver::Macvlan,
+        Some("ipvlan") => {
+            return Err(ApiError::unsupported_but(
+                "networks with driver ipvlan are",
+                "create one with --driver macvlan",
+            ));
+        }
+        Some(only @ ("host" | "null")) => {
+            return Err(ApiError::forbidden(format!("only one instance of \"{only}\" network is allowed")));
+        }
+        Some(other) => return Err(ApiError::not_found(format!("plugin \"{other}\" not found"))),
+    };
+    match request.scope.as_deref() {
+        None | Some("" | "local") => local(request, Some(kind)).map(Declared::OfNode),
+        Some("swarm") => of_cluster(request, kind).map(Declared::OfCluster),
+        Some(other) => Err(ApiError::bad_request(format!("invalid network scope {other:?}"))),
+    }
+}
+
+/// What may be said of configurations and of what is made from them (libnetwork's `validateConfiguration`).
+fn check_configuration(request: &wire::Create) -> Result<()> {
+    let is_set = |flag: Option<bool>| flag == Some(true);
+    let says = |map: &Option<BTreeMap<String, String>>| map.as_ref().is_some_and(|map| !map.is_empty());
+    let scoped = request.scope.as_ref().is_some_and(|scope| !scope.is_empty());
+    let runs = [request.ingress, request.internal, request.attachable].into_iter().any(is_set) || scoped;
+    if is_set(request.config_only) && runs {
+        return Err(ApiError::forbidden(
+            "configuration network can only contain network specific fields. Network operator fields like \
+             [ ingress | internal | attachable | scope ] are not supported.",
+        ));
+    }
+    if config_from(request).is_none() {
+        return Ok(());
+    }
+    if is_set(request.config_only) {
+        return Err(ApiError::forbidden(
+            "a configuration network cannot depend on another configuration network",
+        ));
+    }
+    let subnets = request.ipam.as_ref().and_then(|ipam| ipam.config.as_ref());
+    if is_set(request.enable_ipv6) || says(&request.labels) || subnets.is_some_and(|all| !all.is_empty()) {
+        return Err(ApiError::forbidden(
+            "user specified configurations are not supported if the network depends on a configuration network",
+        ));
+    }
+    if says(&request.options) {
+        return Err(ApiError::forbidden(
+            "network driver options are not supported if the network depends on a configuration network",
+        ));
+    }
+    Ok(())
+}
+
+fn config_from(request: &wire::Create) -> Option<String> {
+    request.config_from.as_ref().map(|from| from.network.clone()).filter(|from| !from.is_empty())
 }
 
 fn overlay(request: wire::Create) -> Result<model::NetworkSpec> {
     match request.scope.as_deref() {
         None | Some("" | "swarm") => {}
-        Some(other) => {
-            return Err(ApiError::bad_request(format!("an overlay network has scope swarm, not {other}")));
-        }
+        // Docker's text.
+        Some(_) => return Err(ApiError::forbidden("cannot downgrade network scope for overlay networks")),
     }
+    if config_from(&request).is_some() {
+        return Err(ApiError::unsupported("overlay networks made from a node's configuration are"));
+    }
+    check_options(request.options.as_ref())?;
+    swarm(request, NetworkDriver::Overlay)
+}
+
+/// A network that ends at the node, on every node that has a task on it.
+fn of_cluster(request: wire::Create, kind: NodeDriver) -> Result<model::NetworkSpec> {
+    let driver = match kind {
+        NodeDriver::Bridge => NetworkDriver::Bridge,
+        NodeDriver::Macvlan => NetworkDriver::Macvlan,
+    };
+    swarm(request, driver)
+}
+
+fn swarm(request: wire::Create, driver: NetworkDriver) -> Result<model::NetworkSpec> {
     if request.enable_ipv4 == Some(false) {
         return Err(ApiError::bad_request("IPv4 cannot be disabled in a Swarm scoped network"));
     }
-    let pools = pools(request.ipam.unwrap_or_default())?;
-    let options = request.options.unwrap_or_default();
-    check_options(&options)?;
+    let config_from = config_from(&request);
     Ok(model::NetworkSpec {
         name: request.name.unwrap_or_default(),
         labels: request.labels.unwrap_or_default(),
-        driver: NetworkDriver::Overlay,
-        options,
+        driver,
+        options: request.options.unwrap_or_default(),
         internal: request.internal.unwrap_or_default(),
         attachable: request.attachable.unwrap_or_default(),
         ingress: request.ingress.unwrap_or_default(),
         ipv6: request.enable_ipv6.unwrap_or_default(),
-        pools,
+        pools: pools(request.ipam.unwrap_or_default())?,
+        config_from,
     })
 }
 
-fn local(request: wire::Create, driver: LocalDriver) -> Result<LocalSpec> {
-    match request.scope.as_deref() {
-        None | Some("" | "local") => {}
-        Some(other) => {
-            return Err(ApiError::unsupported_but(
-                format!("such networks of scope {other} are"),
-                "services use networks with --driver overlay",
-            ));
-        }
-    }
+fn local(request: wire::Create, driver: Option<NodeDriver>) -> Result<LocalSpec> {
     if request.ingress == Some(true) {
         return Err(ApiError::bad_request("ingress network must use the overlay driver"));
     }
     if request.enable_ipv4 == Some(false) {
         return Err(ApiError::unsupported("networks without IPv4 are"));
     }
+    let config_from = config_from(&request);
     let pools = pools(request.ipam.unwrap_or_default())?;
     pools.iter().try_for_each(|pool| model::check_pool(pool).map_err(ApiError::bad_request))?;
     Ok(LocalSpec {
         name: request.name.unwrap_or_default(),
         driver,
+        config_from,
         pools,
         ipv6: request.enable_ipv6.unwrap_or_default(),
         internal: request.internal.unwrap_or_default(),
@@ -116,8 +173,12 @@ fn pools(ipam: wire::IpamIn) -> Result<Vec<model::AddressPool>> {
 }
 
 /// Encryption that is asked for and not there must never end in clear text.
-fn check_options(options: &Labels) -> Result<()> {
-    match options.get("encrypted").map(|value| value.to_ascii_lowercase()).as_deref() {
+fn check_options(options: Option<&Labels>) -> Result<()> {
+    match options
+        .and_then(|options| options.get("encrypted"))
+        .map(|value| value.to_ascii_lowercase())
+        .as_deref()
+    {
         None | Some("false" | "0") => Ok(()),
         Some(_) => Err(ApiError::unsupported("encrypted overlay networks are")),
     }
@@ -158,7 +219,7 @@ fn address(text: &str, what: &str) -> Result<IpAddr> {
 /// A network of the cluster. `here` is what this node has of it, and `None` when it has nothing.
 pub(crate) fn cluster(network: &model::Network, here: Option<Here>) -> wire::Network {
     let labels = network.spec.labels.clone();
-    let overlay = network.spec.driver == NetworkDriver::Overlay;
+    let has_subnets = network.spec.driver != NetworkDriver::Host;
     let pools = network.state.as_ref().map_or(&network.spec.pools, |state| &state.pools);
     let Here { endpoints, peers } = match here {
         Some(here) => here,
@@ -172,14 +233,14 @@ pub(crate) fn cluster(network: &model::Network, here: Option<Here>) -> wire::Net
         driver: driver(network.spec.driver),
         enable_ipv6: network.spec.ipv6,
         ipam: wire::Ipam {
-            driver: if overlay { "default" } else { "" },
+            driver: if has_subnets { "default" } else { "" },
             options: None,
             config: Some(pools.iter().map(subnet_config).collect()),
         },
         internal: network.spec.internal,
         attachable: network.spec.attachable,
         ingress: network.spec.ingress,
-        config_from: wire::ConfigFrom::default(),
+        config_from: made_from(network.spec.config_from.as_ref()),
         config_only: false,
         labels: Some(labels).filter(|labels| endpoints.is_some() || !labels.is_empty()),
         containers: endpoints,
@@ -199,11 +260,7 @@ pub(crate) fn of_node(network: &NodeNetwork, engine: &str) -> wire::Network {
         id: if is_default { predefined_id(engine, &config.name) } else { network.table.network.to_string() },
         created: time(config.shown.created.unwrap_or_default()),
         scope: "local",
-        driver: match config.driver {
-            model::Driver::Overlay => "overlay",
-            model::Driver::Bridge(_) => "bridge",
-            model::Driver::Macvlan(_) => "macvlan",
-        },
+        driver: config.driver.as_str(),
         enable_ipv6: config.pools.iter().any(|pool| pool.subnet.addr().is_ipv6()),
         ipam: wire::Ipam {
             driver: "default",
@@ -213,8 +270,8 @@ pub(crate) fn of_node(network: &NodeNetwork, engine: &str) -> wire::Network {
         internal: config.internal,
         attachable: config.shown.attachable,
         ingress: false,
-        config_from: wire::ConfigFrom::default(),
-        config_only: false,
+        config_from: made_from(config.config_from.as_ref()),
+        config_only: config.driver == model::Driver::Configuration,
         containers: Some(network.endpoints.iter().map(own).collect()),
         options: Some(config.shown.options.clone()),
         labels: Some(config.shown.labels.clone()),
@@ -227,7 +284,9 @@ pub(crate) fn of_node(network: &NodeNetwork, engine: &str) -> wire::Network {
 pub(crate) fn on_node(network: &NodeNetwork) -> wire::Network {
     let NetworkTable { config, nodes, .. } = &*network.table;
     let mut options = config.shown.options.clone();
-    options.insert(VXLAN_IDS.to_owned(), config.vni.to_string());
+    if config.is_overlay() {
+        options.insert(VXLAN_IDS.to_owned(), config.vni.to_string());
+    }
     let own = |at: &NodeEndpoint| (at.container.to_string(), endpoint(&at.name, &at.owner, &at.attachment));
     let peer = |(id, node): (&model::NodeId, &model::NodeEntry)| wire::Peer {
         name: id.short().to_owned(),
@@ -238,7 +297,7 @@ pub(crate) fn on_node(network: &NodeNetwork) -> wire::Network {
         id: network.table.network.to_string(),
         created: time(config.shown.created.unwrap_or_default()),
         scope: "swarm",
-        driver: driver(NetworkDriver::Overlay),
+        driver: config.driver.as_str(),
         enable_ipv6: config.pools.iter().any(|pool| pool.subnet.addr().is_ipv6()),
         ipam: wire::Ipam {
             driver: "default",
@@ -248,7 +307,7 @@ pub(crate) fn on_node(network: &NodeNetwork) -> wire::Network {
         internal: config.internal,
         attachable: config.shown.attachable,
         ingress: config.ingress,
-        config_from: wire::ConfigFrom::default(),
+        config_from: made_from(config.config_from.as_ref()),
         config_only: false,
         containers: Some(network.endpoints.iter().map(own).collect()),
         options: Some(options),
@@ -256,6 +315,10 @@ pub(crate) fn on_node(network: &NodeNetwork) -> wire::Network {
         peers: nodes.iter().map(peer).collect(),
         services: None,
     }
+}
+
+fn made_from(configuration: Option<&String>) -> wire::ConfigFrom {
+    wire::ConfigFrom { network: configuration.cloned().unwrap_or_default() }
 }
 
 /// What a node has of a cluster's network.
@@ -282,11 +345,11 @@ fn reserved(pool: &model::AddressPool) -> Option<Labels> {
 
 /// The user's options and, once it has one, the network's VXLAN identifier.
 pub(crate) fn swarm_options(network: &model::Network) -> Option<Labels> {
-    if network.spec.driver != NetworkDriver::Overlay {
+    if network.spec.driver == NetworkDriver::Host {
         return None;
     }
     let mut options = network.spec.options.clone();
-    if let Some(state) = &network.state {
+    if let Some(state) = network.state.as_ref().filter(|_| network.spec.driver == NetworkDriver::Overlay) {
         options.insert(VXLAN_IDS.to_owned(), state.vni.to_string());
     }
     Some(options)

@@ -32,15 +32,7 @@ pub(super) fn asked(host: &wire::HostConfig) -> Result<Vec<Binding>> {
         let model::Port { protocol, number } = port(text)?;
         let at = at.clone().filter(|at| !at.is_empty()).unwrap_or_else(|| vec![wire::PortBinding::default()]);
         for wire::PortBinding { host_ip, host_port } in at {
-            let published = match host_port.as_deref().unwrap_or_default() {
-                "" => 0,
-                range if range.contains('-') => {
-                    return Err(ApiError::unsupported(format!("choosing a port of a range ({range}) is")));
-                }
-                port => port
-                    .parse()
-                    .map_err(|_| ApiError::bad_request(format!("invalid port specification: \"{port}\"")))?,
-            };
+            let (published, upto) = numbers(host_port.as_deref().unwrap_or_default())?;
             let address = match host_ip.as_deref().unwrap_or_default() {
                 "" => None,
                 text => Some(text.parse::<IpAddr>().map_err(|_| {
@@ -55,7 +47,7 @@ pub(super) fn asked(host: &wire::HostConfig) -> Result<Vec<Binding>> {
                 ..model::PortConfig::default()
             };
             let address = address.filter(|address| !address.is_unspecified());
-            let binding = Binding { port, address };
+            let binding = Binding { port, address, upto };
             // `0.0.0.0` and `::` are one here.
             if !bindings.contains(&binding) {
                 bindings.push(binding);
@@ -63,6 +55,20 @@ pub(super) fn asked(host: &wire::HostConfig) -> Result<Vec<Binding>> {
         }
     }
     Ok(bindings)
+}
+
+/// A number of the node's, a range to choose from, or (0) any.
+fn numbers(text: &str) -> Result<(u16, Option<u16>)> {
+    let invalid = || ApiError::bad_request(format!("invalid port specification: \"{text}\""));
+    let number = |text: &str| text.parse::<u16>().map_err(|_| invalid());
+    match text.split_once('-') {
+        None if text.is_empty() => Ok((0, None)),
+        None => Ok((number(text)?, None)),
+        Some((first, last)) => {
+            let (first, last) = (number(first)?, number(last)?);
+            if first == 0 || last < first { Err(invalid()) } else { Ok((first, Some(last))) }
+        }
+    }
 }
 
 // === what is answered ===
@@ -104,10 +110,11 @@ pub(super) fn asked_bindings(view: &ContainerView) -> BTreeMap<String, Vec<shown
     for held in view.plain.iter().flat_map(|plain| &plain.spec.ports) {
         let at = shown::Binding {
             host_ip: held.address.map(|address| address.to_string()).unwrap_or_default(),
-            host_port: Some(held.port.published)
-                .filter(|port| *port != 0)
-                .map(|port| port.to_string())
-                .unwrap_or_default(),
+            host_port: match (held.port.published, held.upto) {
+                (0, _) => String::new(),
+                (first, Some(last)) => format!("{first}-{last}"),
+                (port, None) => port.to_string(),
+            },
         };
         bindings.entry(format!("{}/{}", held.port.target, held.port.protocol.as_str())).or_default().push(at);
     }

@@ -18,6 +18,7 @@ fn network(id: &str, version: u64) -> Object {
             ingress: false,
             ipv6: false,
             pools: Vec::new(),
+            config_from: None,
         },
         state: None,
     })

@@ -9,7 +9,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use ipnet::IpNet;
 use shoal_manager::{Code, ControlError, Manager, State as Picture};
-use shoal_model::{Labels, Network, NetworkId, NodeId, TaskState};
+use shoal_model::{Labels, Network, NetworkDriver, NetworkId, NetworkSpec, NodeId, TaskState};
 
 use crate::body::{self, Json};
 use crate::convert::network as convert;
@@ -266,13 +266,25 @@ async fn create(State(cluster): State<ClusterSide>, Json(request): Json<wire::Cr
     let id = match convert::create(request)? {
         convert::Declared::OfNode(spec) => cluster.swarm.create_local_network(spec).await?,
         convert::Declared::OfCluster(spec) => {
-            // Docker answers 500 here, and 503 everywhere else without a cluster.
-            let manager = manager.ok_or_else(|| ApiError::internal(NOT_A_MANAGER))?;
+            let manager = manager.ok_or_else(|| no_manager(&spec, &cluster))?;
             manager.create_network(spec).await.map_err(refusal)?
         }
     };
     let created = wire::Created { id: id.to_string(), warning: String::new() };
     Ok(body::json(StatusCode::CREATED, &created))
+}
+
+/// Docker's answers where its manager is missing.
+fn no_manager(spec: &NetworkSpec, cluster: &ClusterSide) -> ApiError {
+    match (spec.driver, cluster.swarm.local_state()) {
+        // 500 here, and 503 everywhere else without a cluster.
+        (NetworkDriver::Overlay | NetworkDriver::Host, _) => ApiError::internal(NOT_A_MANAGER),
+        (_, LocalState::Active { .. }) => ApiError::forbidden(
+            "Cannot create a multi-host network from a worker node. Please create the network from a \
+             manager node.",
+        ),
+        _ => ApiError::forbidden("cannot create a swarm scoped network when swarm is not active"),
+    }
 }
 
 /// Docker looks at names and subnets before it asks its manager: no prefix there.

@@ -301,6 +301,7 @@ fn a_task_is_shown_as_dockers() {
                 ingress,
                 ipv6: false,
                 pools: Vec::new(),
+                config_from: None,
             },
             state: Some(model::NetworkState {
                 vni: vni.unwrap().parse().unwrap(),

@@ -41,6 +41,7 @@ fn here() -> NodeNetwork {
             mtu: None,
             data_path_port: 4789,
             driver: Default::default(),
+            config_from: None,
             shown: model::Shown { attachable: true, ..model::Shown::default() },
         },
         services: [].into(),

@@ -25,6 +25,8 @@ pub(crate) struct Create {
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) labels: Option<Map>,
     pub(crate) healthcheck: Option<Healthcheck>,
+    /// On its first network; before API 1.44.
+    pub(crate) mac_address: Option<String>,
     pub(crate) stop_signal: Option<String>,
     /// Seconds.
     pub(crate) stop_timeout: Option<i64>,
@@ -124,7 +126,7 @@ pub(crate) struct EndpointConfig {
     pub(crate) ipam: Option<EndpointIpam>,
     pub(crate) aliases: Option<Vec<String>>,
     pub(crate) links: Option<Vec<String>>,
-    pub(crate) mac_address: Unsupported,
+    pub(crate) mac_address: Option<String>,
     pub(crate) driver_opts: Unsupported,
     pub(crate) gw_priority: Unsupported,
 }

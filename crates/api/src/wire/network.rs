@@ -25,8 +25,8 @@ pub(crate) struct Create {
     pub(crate) internal: Option<bool>,
     pub(crate) attachable: Option<bool>,
     pub(crate) ingress: Option<bool>,
-    pub(crate) config_only: Unsupported,
-    pub(crate) config_from: Unsupported,
+    pub(crate) config_only: Option<bool>,
+    pub(crate) config_from: Option<ConfigFrom>,
     pub(crate) options: Option<Map>,
     pub(crate) labels: Option<Map>,
 }
@@ -121,9 +121,10 @@ pub(crate) struct IpamConfig {
     pub(crate) reserved: Option<Map>,
 }
 
-#[derive(Debug, Clone, Default, Serialize)]
+/// The configuration that a network is made from; empty: none.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 pub(crate) struct ConfigFrom {
-    #[serde(rename = "Network")]
     pub(crate) network: String,
 }
 

@@ -10,7 +10,7 @@ use shoal_model::{
 use super::find::find;
 use crate::Code;
 use crate::draft::Draft;
-use crate::plan::{Addresses, Now, WantedPlace, allocate_place};
+use crate::plan::{Addresses, Now, Spot, WantedPlace, allocate_place};
 
 /// Takes in everything that a node's plain containers want now. What they have and do not want any
 /// more is left; what they want is given or refused, network by network. Saying the same again
@@ -97,6 +97,7 @@ fn place(
         at.network == network
             && wanted.address.is_none_or(|address| at.address.addr() == address)
             && wanted.address_v6.is_none_or(|address| at.address_v6.map(|at| at.addr()) == Some(address))
+            && wanted.mac.is_none_or(|mac| at.mac == mac)
     };
     if let Some(present) = guest.leaving.iter().position(fits) {
         let mut attachment = guest.leaving.remove(present);
@@ -109,9 +110,10 @@ fn place(
         aliases: wanted.aliases.clone(),
         address: given(wanted.address, held.map(|held| held.address.addr())),
         address_v6: given(wanted.address_v6, held.and_then(|held| held.address_v6).map(|at| at.addr())),
-        mac: held.map(|held| held.mac),
+        mac: wanted.mac.or(held.map(|held| held.mac)),
     };
-    allocate_place(draft, addresses, &network, &wanted, ids)
+    let spot = Spot { network: &network, node: Some(&guest.node) };
+    allocate_place(draft, addresses, spot, &wanted, ids)
         .map_err(|error| refusal(RefusalReason::Address, error.to_string()))
 }
 

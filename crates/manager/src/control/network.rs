@@ -1,14 +1,13 @@
 //! Networks: creation and removal.
 
 use shoal_model::{
-    IdGenerator, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, Object, ObjectKey, PublishMode,
-    TaskState, check_pool,
+    IdGenerator, MTU_OPTION, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, NodeDriver, Object,
+    ObjectKey, PublishMode, TaskState, check_pool,
 };
 
 use super::service::check_name;
 use crate::draft::Draft;
 use crate::plan::{Now, allocate_network, overlap, overlap_of};
-use crate::table::MTU_OPTION;
 use crate::{Code, ControlError};
 
 /// Networks every engine has; they are no cluster networks.
@@ -24,11 +23,11 @@ pub(crate) fn create(
     spec: NetworkSpec,
 ) -> Result<NetworkId, ControlError> {
     check(draft, &spec)?;
-    let overlay = spec.driver == NetworkDriver::Overlay;
+    let has_subnets = spec.driver != NetworkDriver::Host;
     let id = NetworkId::new(ids.object_id());
     let network = Network { id: id.clone(), meta: Meta::new(now.wall), spec, state: None };
     draft.put(Object::Network(network));
-    if overlay {
+    if has_subnets {
         allocate_network(draft, &id, ids).map_err(|error| ControlError::invalid(error.to_string()))?;
     }
     Ok(id)
@@ -54,6 +53,26 @@ fn check(draft: &Draft, spec: &NetworkSpec) -> Result<(), ControlError> {
             return Err(ControlError::new(Code::AlreadyExists, text));
         }
     }
+    match spec.driver.of_node() {
+        None => check_overlay(spec)?,
+        Some(kind) => check_of_node(kind, spec)?,
+    }
+    for (index, pool) in spec.pools.iter().enumerate() {
+        check_pool(pool).map_err(ControlError::invalid)?;
+        let before = spec.pools.iter().take(index);
+        if let Some(other) = before.map(|other| other.subnet).find(|other| overlap(*other, pool.subnet)) {
+            return Err(ControlError::invalid(format!("subnet {} overlaps with {other}", pool.subnet)));
+        }
+        if !spec.is_shared()
+            && let Some(with) = overlap_of(state, None, pool.subnet)
+        {
+            return Err(ControlError::invalid(format!("subnet {} overlaps with {with}", pool.subnet)));
+        }
+    }
+    Ok(())
+}
+
+fn check_overlay(spec: &NetworkSpec) -> Result<(), ControlError> {
     match spec.options.get(ENCRYPTED).map(String::as_str) {
         None | Some("false") => {}
         Some(_) => {
@@ -61,18 +80,22 @@ fn check(draft: &Draft, spec: &NetworkSpec) -> Result<(), ControlError> {
             return Err(ControlError::new(Code::Unimplemented, text));
         }
     }
-    check_mtu(spec)?;
-    for (index, pool) in spec.pools.iter().enumerate() {
-        check_pool(pool).map_err(ControlError::invalid)?;
-        let before = spec.pools.iter().take(index);
-        if let Some(other) = before.map(|other| other.subnet).find(|other| overlap(*other, pool.subnet)) {
-            return Err(ControlError::invalid(format!("subnet {} overlaps with {other}", pool.subnet)));
-        }
-        if let Some(with) = overlap_of(state, None, pool.subnet) {
-            return Err(ControlError::invalid(format!("subnet {} overlaps with {with}", pool.subnet)));
-        }
+    check_mtu(spec)
+}
+
+/// A network that ends at the node. What its configuration says, if it has one, each node looks at.
+fn check_of_node(kind: NodeDriver, spec: &NetworkSpec) -> Result<(), ControlError> {
+    if spec.ingress {
+        let text = "Ingress network can only be global scope network";
+        return Err(ControlError::new(Code::PermissionDenied, text));
     }
-    Ok(())
+    let several = spec.pools.iter().filter(|pool| pool.subnet.addr().is_ipv4()).count() > 1;
+    if several && kind == NodeDriver::Bridge {
+        let text = "bridge driver doesn't support multiple subnets";
+        return Err(ControlError::new(Code::PermissionDenied, text));
+    }
+    let looked_at = kind.configure(&NetworkId::new(&spec.name), &spec.options, spec.internal);
+    looked_at.map(drop).map_err(ControlError::invalid)
 }
 
 /// Docker's engine takes network names that are no DNS labels (`my.net`): only what would not survive

@@ -1,13 +1,12 @@
 //! Docker's refusals, word for word (golden `10-err*`, `12-err*`, `13-err*`).
 
 use shoal_model::{
-    AddressPool, EndpointMode, Labels, NetworkDriver, NetworkSpec, PortConfig, Protocol, PublishMode,
-    ServiceSpec,
+    AddressPool, EndpointMode, Labels, MTU_OPTION, NetworkDriver, NetworkSpec, PortConfig, Protocol,
+    PublishMode, ServiceSpec,
 };
 
 use super::*;
 use crate::plan::tests::{World, port, spec};
-use crate::table::MTU_OPTION;
 
 fn refusal(outcome: Result<impl std::fmt::Debug, ControlError>) -> (Code, String) {
     let error = outcome.unwrap_err();
@@ -248,6 +247,7 @@ fn the_ingress_network_goes_when_nothing_is_published_and_comes_back_as_wanted()
         ingress: true,
         ipv6: false,
         pools: vec![pool],
+        config_from: None,
     };
     let mesh = world.control(|draft, now, ids| create_network(draft, now, ids, own.clone())).unwrap();
     world.service(publishing()).unwrap();

@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use shoal_model::{
-    Attachment, EndpointMode, MacAddr, Network, NetworkDriver, NetworkId, Object, PortConfig, PublishMode,
-    Service, ServiceEndpoint, Task, TaskState, TaskStatus, VirtualIp,
+    Attachment, EndpointMode, MacAddr, Network, NetworkDriver, NetworkId, NodeId, Object, PortConfig,
+    PublishMode, Service, ServiceEndpoint, Task, TaskState, TaskStatus, VirtualIp,
 };
 
 use super::slots::is_wanted;
 use super::{Draft, Planner};
 
 use addresses::keep;
-pub(crate) use addresses::{Addresses, Exhausted};
+pub(crate) use addresses::{Addresses, Exhausted, Spot};
 pub(crate) use network::{NoSubnet, clash, network, overlap, overlap_of};
 
 mod addresses;
@@ -26,7 +26,7 @@ const PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 pub(super) fn networks_and_services(planner: &mut Planner<'_>, addresses: &mut Addresses) {
     let bare =
-        |network: &&Arc<Network>| network.state.is_none() && network.spec.driver == NetworkDriver::Overlay;
+        |network: &&Arc<Network>| network.state.is_none() && network.spec.driver != NetworkDriver::Host;
     let networks: Vec<_> =
         planner.state().networks().filter(bare).map(|network| network.id.clone()).collect();
     for id in networks {
@@ -54,7 +54,7 @@ fn nodes(planner: &mut Planner<'_>, addresses: &mut Addresses) {
         if node.ingress.as_ref().is_some_and(|held| held.network == ingress.id) {
             continue;
         }
-        let attachment = attach(&planner.draft, addresses, &ingress.id, &[], planner.ids);
+        let attachment = attach(&planner.draft, addresses, Spot::anywhere(&ingress.id), &[], planner.ids);
         let mut node = (*node).clone();
         match attachment {
             Ok(attachment) => {
@@ -115,10 +115,11 @@ fn virtual_ips(
     network: &NetworkId,
     endpoint: &mut ServiceEndpoint,
 ) -> Result<(), Exhausted> {
-    for v6 in addresses.families(draft, network)? {
+    let spot = Spot::anywhere(network);
+    for v6 in addresses.families(draft, spot)? {
         let is_held = |vip: &VirtualIp| vip.network == *network && vip.address.addr().is_ipv6() == v6;
         if !endpoint.virtual_ips.iter().any(is_held) {
-            let address = addresses.take(draft, network, v6)?;
+            let address = addresses.take(draft, spot, v6)?;
             keep(draft, network, address.addr());
             endpoint.virtual_ips.push(VirtualIp { network: network.clone(), address });
         }
@@ -200,9 +201,8 @@ pub(super) fn tasks(planner: &mut Planner<'_>, addresses: &mut Addresses) {
         if !service.allocation_error.is_empty() {
             next.status.error.clone_from(&service.allocation_error);
         } else {
-            match attachments(planner, addresses, &next) {
-                Ok(attachments) => {
-                    next.attachments = attachments;
+            match join(planner, addresses, &mut next, None) {
+                Ok(()) => {
                     next.status =
                         TaskStatus::new(TaskState::Pending, planner.now.wall, "pending task scheduling");
                 }
@@ -213,12 +213,46 @@ pub(super) fn tasks(planner: &mut Planner<'_>, addresses: &mut Addresses) {
     }
 }
 
-/// All of a task's attachments, or none.
-fn attachments(
+/// Gives the task what it lacks of places on its networks, or nothing. Until it has a node it gets none on
+/// networks whose addresses depend on that.
+pub(super) fn join(
     planner: &mut Planner<'_>,
     addresses: &mut Addresses,
-    task: &Task,
-) -> Result<Vec<Attachment>, Exhausted> {
+    task: &mut Task,
+    node: Option<&NodeId>,
+) -> Result<(), Exhausted> {
+    let mut attachments: Vec<Attachment> = Vec::new();
+    let mut new: Vec<Attachment> = Vec::new();
+    for (network, aliases) in places(planner, task)? {
+        if let Some(held) = task.attachments.iter().find(|held| held.network == network) {
+            attachments.push(held.clone());
+            continue;
+        }
+        let by_node = planner.state().network(&network).is_some_and(|network| network.spec.is_by_node());
+        if by_node && node.is_none() {
+            continue;
+        }
+        let spot = Spot { network: &network, node };
+        match attach(&planner.draft, addresses, spot, &aliases, planner.ids) {
+            Ok(attachment) => {
+                attachments.push(attachment.clone());
+                new.push(attachment);
+            }
+            Err(error) => {
+                new.iter().for_each(|attachment| addresses.give_back(attachment));
+                return Err(error);
+            }
+        }
+    }
+    for attachment in &new {
+        keep_all(&mut planner.draft, attachment);
+    }
+    task.attachments = attachments;
+    Ok(())
+}
+
+/// The networks that a task is to be on, with its further names there.
+fn places(planner: &Planner<'_>, task: &Task) -> Result<Vec<(NetworkId, Vec<String>)>, Exhausted> {
     let mut wanted: Vec<(NetworkId, Vec<String>)> = Vec::new();
     for target in &task.spec.networks {
         let network = planner.state().network(&target.network);
@@ -231,20 +265,7 @@ fn attachments(
         let ingress = planner.state().ingress_network().ok_or(Exhausted::NoIngress)?;
         wanted.push((ingress.id.clone(), Vec::new()));
     }
-    let mut attachments: Vec<Attachment> = Vec::new();
-    for (network, aliases) in wanted {
-        match attach(&planner.draft, addresses, &network, &aliases, planner.ids) {
-            Ok(attachment) => attachments.push(attachment),
-            Err(error) => {
-                attachments.iter().for_each(|attachment| addresses.give_back(attachment));
-                return Err(error);
-            }
-        }
-    }
-    for attachment in &attachments {
-        keep_all(&mut planner.draft, attachment);
-    }
-    Ok(attachments)
+    Ok(wanted)
 }
 
 fn keep_all(draft: &mut Draft, attachment: &Attachment) {
@@ -267,17 +288,18 @@ pub(crate) struct WantedPlace {
 pub(crate) fn place(
     draft: &mut Draft,
     addresses: &mut Addresses,
-    network: &NetworkId,
+    spot: Spot<'_>,
     wanted: &WantedPlace,
     ids: &mut shoal_model::IdGenerator,
 ) -> Result<Attachment, Exhausted> {
-    let families = addresses.families(draft, network)?;
+    let network = spot.network;
+    let families = addresses.families(draft, spot)?;
     if let Some(stray) = wanted.address_v6.filter(|_| !families.contains(&true)) {
         return Err(Exhausted::Outside(stray));
     }
     let mut take = |wanted: Option<IpAddr>, v6: bool| match wanted {
-        Some(address) => addresses.take_this(draft, network, address),
-        None => addresses.take(draft, network, v6),
+        Some(address) => addresses.take_this(draft, spot, address),
+        None => addresses.take(draft, spot, v6),
     };
     let address = take(wanted.address, false)?;
     let address_v6 = if families.contains(&true) { Some(take(wanted.address_v6, true)) } else { None };
@@ -294,17 +316,17 @@ pub(crate) fn place(
 fn attach(
     draft: &Draft,
     addresses: &mut Addresses,
-    network: &NetworkId,
+    spot: Spot<'_>,
     aliases: &[String],
     ids: &mut shoal_model::IdGenerator,
 ) -> Result<Attachment, Exhausted> {
-    let address = addresses.take(draft, network, false)?;
-    let families = addresses.families(draft, network)?;
+    let address = addresses.take(draft, spot, false)?;
+    let families = addresses.families(draft, spot)?;
     let address_v6 = if families.contains(&true) {
-        match addresses.take(draft, network, true) {
+        match addresses.take(draft, spot, true) {
             Ok(address) => Some(address),
             Err(error) => {
-                addresses.free(network, address.addr());
+                addresses.free(spot.network, address.addr());
                 return Err(error);
             }
         }
@@ -312,7 +334,7 @@ fn attach(
         None
     };
     Ok(Attachment {
-        network: network.clone(),
+        network: spot.network.clone(),
         address,
         address_v6,
         mac: MacAddr::random(ids),

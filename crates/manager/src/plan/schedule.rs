@@ -8,6 +8,9 @@ use shoal_model::{
     Availability, Node, NodeId, Placement, Protocol, PublishMode, ServiceId, Task, TaskState, TaskStatus,
 };
 
+use shoal_store::State;
+
+use super::allocate::{Addresses, join};
 use super::preference::Branches;
 use super::slots::is_wanted;
 use super::{Constraint, Planner, Preference, failures};
@@ -32,6 +35,8 @@ enum Refusal {
     Platform,
     HostPort,
     MaxReplicas,
+    Configuration,
+    Addresses,
 }
 
 impl Refusal {
@@ -43,12 +48,14 @@ impl Refusal {
             Self::Constraints => format!("scheduling constraints not satisfied on {on}"),
             Self::Platform => format!("unsupported platform on {on}"),
             Self::HostPort => format!("host-mode port already in use on {on}"),
+            Self::Configuration => format!("network configuration missing on {on}"),
+            Self::Addresses => format!("no available address on {on}"),
             Self::MaxReplicas => "max replicas per node limit exceed".to_owned(),
         }
     }
 }
 
-pub(super) fn plan(planner: &mut Planner<'_>) {
+pub(super) fn plan(planner: &mut Planner<'_>, addresses: &mut Addresses) {
     let mut pending = planner.tasks();
     pending.retain(|task| task.status.state == TaskState::Pending && task.node.is_none() && is_wanted(task));
     if pending.is_empty() {
@@ -70,8 +77,17 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
         let failures = failures
             .entry(task.service.clone())
             .or_insert_with(|| failures::by_node(planner.state(), &task.service, planner.now.wall));
-        let chosen = choose(&nodes, &loads, failures, &task);
+        let mut needs =
+            Needs { configurations: configurations(planner.state(), &task), full: BTreeSet::new() };
         let mut task = Task::clone(&task);
+        let chosen = loop {
+            match choose(&nodes, &loads, failures, &task, &needs) {
+                Ok(node) if join(planner, addresses, &mut task, Some(&node)).is_err() => {
+                    needs.full.insert(node);
+                }
+                chosen => break chosen,
+            }
+        };
         match chosen {
             Ok(node) => {
                 if let Some(load) = loads.get_mut(&node) {
@@ -84,6 +100,29 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
             Err(reason) => task.status.error = reason,
         }
         planner.put_task(task);
+    }
+}
+
+/// What a task needs of its node's networks.
+struct Needs {
+    /// Configurations that its networks are made from.
+    configurations: BTreeSet<String>,
+    /// Nodes on which one of them has no address left.
+    full: BTreeSet<NodeId>,
+}
+
+fn configurations(state: &State, task: &Task) -> BTreeSet<String> {
+    let networks = task.spec.networks.iter().filter_map(|target| state.network(&target.network));
+    networks.filter_map(|network| network.spec.config_from.clone()).collect()
+}
+
+impl Needs {
+    fn refusal(&self, node: &Node) -> Option<Refusal> {
+        let has = |name: &String| node.description.configurations.contains_key(name);
+        if !self.configurations.iter().all(has) {
+            return Some(Refusal::Configuration);
+        }
+        self.full.contains(&node.id).then_some(Refusal::Addresses)
     }
 }
 
@@ -112,6 +151,7 @@ fn choose(
     loads: &BTreeMap<NodeId, Load>,
     failures: &BTreeMap<NodeId, usize>,
     task: &Task,
+    needs: &Needs,
 ) -> Result<NodeId, String> {
     let empty = Load::default();
     let load = |node: &Node| loads.get(&node.id).unwrap_or(&empty);
@@ -122,7 +162,8 @@ fn choose(
     let mut branches = Branches::default();
     let mut fit: Vec<&Node> = Vec::new();
     for node in nodes.iter().filter(|node| task.pinned.as_ref().is_none_or(|pinned| *pinned == node.id)) {
-        if let Some(refusal) = refusal(node, load(node), &constraints, task) {
+        let refusal = refusal(node, load(node), &constraints, task).or_else(|| needs.refusal(node));
+        if let Some(refusal) = refusal {
             *refusals.entry(refusal).or_default() += 1;
             continue;
         }

@@ -1,6 +1,7 @@
 //! The loops against a fake store and fake agents: whatever happens in whatever order, nothing is
 //! handed out twice and everything settles where the declarations say.
 
+mod by_node;
 mod declared;
 mod networks;
 mod scheduling;

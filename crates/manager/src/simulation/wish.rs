@@ -272,6 +272,7 @@ fn network_spec(name: String, ipv6: bool, attachable: bool, pool: AddressPool) -
         ingress: false,
         ipv6,
         pools: vec![pool],
+        config_from: None,
     }
 }
 

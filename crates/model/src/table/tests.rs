@@ -17,6 +17,7 @@ fn table(revision: u64, services: &BTreeMap<u8, BTreeSet<u8>>, endpoints: &BTree
             mtu: None,
             data_path_port: 4789,
             driver: Default::default(),
+            config_from: None,
             shown: Default::default(),
         },
         services: services

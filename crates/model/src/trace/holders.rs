@@ -111,6 +111,7 @@ mod tests {
             version: TableVersion::default(),
             config: TableConfig {
                 driver: Default::default(),
+                config_from: None,
                 name: "MyNet".to_owned(),
                 vni: 4097,
                 pools: Vec::new(),

@@ -389,6 +389,7 @@ impl World {
                 mtu: None,
                 data_path_port: 4789,
                 driver: Default::default(),
+                config_from: None,
                 shown: Default::default(),
             },
             services: BTreeMap::new(),

@@ -32,6 +32,7 @@ fn table(name: &str) -> NetworkTable {
             mtu: None,
             data_path_port: 4789,
             driver: Default::default(),
+            config_from: None,
             shown: Default::default(),
         },
         services: BTreeMap::new(),

@@ -306,6 +306,7 @@ impl Network {
                 mtu: None,
                 data_path_port: 4789,
                 driver: Default::default(),
+                config_from: None,
                 shown: Default::default(),
             },
             services: BTreeMap::new(),

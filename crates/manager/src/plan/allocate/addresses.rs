@@ -25,8 +25,25 @@ pub(crate) enum Exhausted {
     /// Docker's text.
     #[error("Invalid address {0}: It does not belong to any of this network's subnets")]
     Outside(IpAddr),
+    #[error("configuration network {name:?} does not exist on node {node}")]
+    NoConfiguration { name: String, node: String },
     #[error("service needs ingress network, but no ingress network is present")]
     NoIngress,
+}
+
+/// Where an address is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spot<'a> {
+    pub(crate) network: &'a NetworkId,
+    /// On some networks it decides which addresses there are.
+    pub(crate) node: Option<&'a NodeId>,
+}
+
+impl<'a> Spot<'a> {
+    /// On a network that is the same everywhere.
+    pub(super) fn anywhere(network: &'a NetworkId) -> Self {
+        Self { network, node: None }
+    }
 }
 
 /// The addresses in use, gathered per network when one is first asked for.
@@ -39,8 +56,8 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     /// The address families of a network: `false` is IPv4, `true` IPv6.
-    pub(super) fn families(&self, draft: &Draft, id: &NetworkId) -> Result<Vec<bool>, Exhausted> {
-        let (_, pools) = pools(draft, id)?;
+    pub(super) fn families(&self, draft: &Draft, spot: Spot<'_>) -> Result<Vec<bool>, Exhausted> {
+        let (_, pools) = pools(draft, spot)?;
         let mut families: Vec<bool> = pools.iter().map(|pool| pool.subnet.addr().is_ipv6()).collect();
         families.sort_unstable();
         families.dedup();
@@ -48,9 +65,9 @@ impl Addresses {
     }
 
     /// Hands out an address of one family. The draft stays as it is until [`keep`] is told.
-    pub(super) fn take(&mut self, draft: &Draft, id: &NetworkId, v6: bool) -> Result<IpNet, Exhausted> {
-        let (network, pools) = pools(draft, id)?;
-        let used = self.used.entry(id.clone()).or_insert_with(|| in_use(draft.state(), &network));
+    pub(super) fn take(&mut self, draft: &Draft, spot: Spot<'_>, v6: bool) -> Result<IpNet, Exhausted> {
+        let (network, pools) = pools(draft, spot)?;
+        let used = self.used.entry(spot.network.clone()).or_insert_with(|| in_use(draft.state(), &network));
         let family: Vec<&AddressPool> =
             pools.iter().filter(|pool| pool.subnet.addr().is_ipv6() == v6).collect();
         let last = network.state.as_ref().and_then(|state| match v6 {
@@ -87,11 +104,11 @@ impl Addresses {
     pub(super) fn take_this(
         &mut self,
         draft: &Draft,
-        id: &NetworkId,
+        spot: Spot<'_>,
         address: IpAddr,
     ) -> Result<IpNet, Exhausted> {
-        let (network, pools) = pools(draft, id)?;
-        let used = self.used.entry(id.clone()).or_insert_with(|| in_use(draft.state(), &network));
+        let (network, pools) = pools(draft, spot)?;
+        let used = self.used.entry(spot.network.clone()).or_insert_with(|| in_use(draft.state(), &network));
         let whole = |pool: &AddressPool| Span::of(pool.subnet).contains(address);
         let pool = pools.iter().find(|pool| pool.subnet.contains(&address) && whole(pool));
         let pool = pool.ok_or(Exhausted::Outside(address))?;
@@ -134,16 +151,35 @@ pub(super) fn keep(draft: &mut Draft, id: &NetworkId, address: IpAddr) {
     draft.put(Object::Network(network));
 }
 
-fn pools(draft: &Draft, id: &NetworkId) -> Result<(Network, Vec<AddressPool>), Exhausted> {
-    let network = draft.state().network(id).ok_or_else(|| Exhausted::UnknownNetwork(id.clone()))?;
-    let state = network.state.as_ref().ok_or_else(|| Exhausted::NoSubnet(network.spec.name.clone()))?;
-    Ok((Network::clone(network), state.pools.clone()))
+fn pools(draft: &Draft, spot: Spot<'_>) -> Result<(Network, Vec<AddressPool>), Exhausted> {
+    let unknown = || Exhausted::UnknownNetwork(spot.network.clone());
+    let network = draft.state().network(spot.network).ok_or_else(unknown)?;
+    let no_subnet = || Exhausted::NoSubnet(network.spec.name.clone());
+    let state = network.state.as_ref().ok_or_else(no_subnet)?;
+    let pools = match &network.spec.config_from {
+        None => state.pools.clone(),
+        Some(name) => {
+            let node = spot.node.and_then(|node| draft.state().node(node)).ok_or_else(no_subnet)?;
+            let missing =
+                || Exhausted::NoConfiguration { name: name.clone(), node: node.description.hostname.clone() };
+            node.description.configurations.get(name).cloned().ok_or_else(missing)?
+        }
+    };
+    Ok((Network::clone(network), pools))
+}
+
+/// The subnets of a network, on whatever node.
+fn all_pools<'a>(state: &'a State, network: &'a Network) -> impl Iterator<Item = &'a AddressPool> {
+    let by_node = network.spec.config_from.iter().flat_map(|name| {
+        state.nodes().filter_map(move |node| node.description.configurations.get(name)).flatten()
+    });
+    network.state.iter().flat_map(|state| &state.pools).chain(by_node)
 }
 
 /// Every address of a network that somebody holds.
 fn in_use(state: &State, network: &Network) -> HashSet<IpAddr> {
     let mut used = HashSet::new();
-    for pool in network.state.iter().flat_map(|state| &state.pools) {
+    for pool in all_pools(state, network) {
         used.extend(pool.gateway);
         used.extend(pool.reserved.values());
     }

@@ -38,12 +38,13 @@ pub(crate) fn network(draft: &mut Draft, id: &NetworkId, ids: &mut IdGenerator) 
     };
     let mut network = Network::clone(network);
     let mut pools = network.spec.pools.clone();
-    for pool in &pools {
+    for pool in pools.iter().filter(|_| !network.spec.is_shared()) {
         if let Some(with) = overlap_of(draft.state(), Some(id), pool.subnet) {
             return Err(NoSubnet::Overlap { subnet: pool.subnet, with });
         }
     }
-    if !pools.iter().any(|pool| pool.subnet.addr().is_ipv4()) {
+    let by_node = network.spec.is_by_node();
+    if !by_node && !pools.iter().any(|pool| pool.subnet.addr().is_ipv4()) {
         pools.push(AddressPool::new(cut(draft.state(), id)?));
     }
     if network.spec.ipv6 && !pools.iter().any(|pool| pool.subnet.addr().is_ipv6()) {
@@ -153,7 +154,8 @@ pub(crate) fn overlap_of(state: &State, own: Option<&NetworkId>, subnet: IpNet) 
 /// How a node's own routes clash with networks that were there before them; empty when they do not.
 /// Such a network may not work on that node, or the node may not reach what it has the route to.
 pub(crate) fn clash(state: &State, routes: &BTreeSet<IpNet>) -> String {
-    let clashes = state.networks().flat_map(|network| {
+    let own = state.networks().filter(|network| !network.spec.is_shared());
+    let clashes = own.flat_map(|network| {
         let pools = network.state.iter().flat_map(|state| &state.pools);
         pools.filter_map(|pool| {
             let route = routes.iter().find(|route| overlap(**route, pool.subnet))?;

@@ -18,6 +18,7 @@ fn declared(name: &str, change: impl FnOnce(&mut NetworkSpec)) -> NetworkSpec {
         ingress: false,
         ipv6: false,
         pools: Vec::new(),
+        config_from: None,
     };
     change(&mut spec);
     spec

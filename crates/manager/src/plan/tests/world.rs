@@ -260,6 +260,7 @@ impl World {
             ingress: false,
             ipv6: false,
             pools: subnet.map(pool).into_iter().collect(),
+            config_from: None,
         };
         self.control(|draft, now, ids| control::create_network(draft, now, ids, spec))
     }
