@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
-use shoal_model::{
-    EndpointId, NetworkId, NetworkTable, NodeDescription, TableDelta, TableVersion, Task, TaskId, TaskStatus,
-};
+use shoal_model::{EndpointId, NetworkId, NetworkTable, TableDelta, TableVersion, Task, TaskId, TaskStatus};
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
 use shoal_protocol::session::{
@@ -20,6 +18,7 @@ use shoal_protocol::{PROTOCOL_MAX, PROTOCOL_MIN, decode, encode};
 use super::link::{Carried, End, LinkId};
 use super::machine::{Kernel, Record};
 use super::runner::{Runner, Work};
+use super::wish::description;
 use super::world::{DaemonEvent, World, note};
 
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
@@ -173,7 +172,7 @@ impl World {
             node_id: machine.id.to_string(),
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
-            description: encode(&NodeDescription { hostname: machine.id.to_string(), ..Default::default() }),
+            description: encode(&description(&machine.id)),
             held: held.chain(underway).collect(),
         };
         self.daemon_later(node, OPEN_BOUND, DaemonEvent::OpenBound(link));

@@ -26,6 +26,8 @@ pub(super) enum Wish {
     CreateNetwork {
         v6: bool,
         attachable: bool,
+        /// Its addresses are those of each node's own configuration.
+        by_node: bool,
     },
     RemoveNetwork(Pick),
     CreateService {
@@ -98,7 +100,11 @@ impl Wish {
         let number: Pick = rng.random();
         let replicas = rng.random_range(0..=REPLICAS_MAX);
         match rng.random_range(0..100) {
-            0..10 => Self::CreateNetwork { v6: rng.random_bool(0.2), attachable: rng.random_bool(0.7) },
+            0..10 => Self::CreateNetwork {
+                v6: rng.random_bool(0.2),
+                attachable: rng.random_bool(0.7),
+                by_node: rng.random_bool(0.2),
+            },
             10..13 => Self::RemoveNetwork(number),
             13..17 => Self::CreateJob {
                 concurrent: rng.random_range(1..=2),
@@ -142,10 +148,15 @@ impl Wish {
         let services = services(draft);
         let networks = networks(draft);
         match self {
-            Self::CreateNetwork { v6, attachable } if networks.len() < NETWORKS_MAX => {
+            Self::CreateNetwork { v6, attachable, by_node } if networks.len() < NETWORKS_MAX => {
                 let name = (0..).map(|number| format!("net{number}"));
                 let name = name.into_iter().find(|name| draft.state().network_named(name).is_none());
-                let spec = network_spec(name.unwrap_or_default(), *v6, *attachable, free_pool(&networks));
+                let mut spec = network_spec(name.unwrap_or_default(), *v6, *attachable, free_pool(&networks));
+                if *by_node {
+                    (spec.driver, spec.ipv6) = (NetworkDriver::Macvlan, false);
+                    spec.pools.clear();
+                    spec.config_from = Some(CONFIGURATION.to_owned());
+                }
                 control::create_network(draft, now, ids, spec).map(drop)
             }
             Self::CreateService { replicas, networks: bits, published, update, delay }
@@ -276,6 +287,19 @@ fn network_spec(name: String, ipv6: bool, attachable: bool, pool: AddressPool) -
     }
 }
 
+/// What every node says networks may be made from.
+const CONFIGURATION: &str = "part";
+
+/// What a node says of itself.
+pub(super) fn description(id: &NodeId) -> NodeDescription {
+    let pool = AddressPool::new(IpNet::new_assert(IpAddr::from([10, 78, 0, 0]), 24));
+    NodeDescription {
+        hostname: id.to_string(),
+        configurations: [(CONFIGURATION.to_owned(), vec![pool])].into(),
+        ..NodeDescription::default()
+    }
+}
+
 pub(super) fn node_id(number: usize) -> NodeId {
     NodeId::new(format!("node-{number}"))
 }
@@ -284,7 +308,7 @@ pub(super) fn node_id(number: usize) -> NodeId {
 fn worker(first: &Node, number: usize, now: jiff::Timestamp) -> Node {
     let address = IpAddr::from([192, 0, 2, number as u8 + 1]);
     let mut node = Node { id: node_id(number), meta: Meta::new(now), ingress: None, ..Node::clone(first) };
-    node.description.hostname = node.id.to_string();
+    node.description = description(&node.id);
     node.spec.role = NodeRole::Worker;
     node.spec.availability = Availability::Active;
     node.manager = None;
