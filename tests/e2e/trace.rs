@@ -7,7 +7,9 @@ use serde_json::Value;
 use shoal_e2e::dns::{A, Transport, ask, reverse};
 use shoal_e2e::{Cluster, Container, DNS_SERVER, Node, NodeOptions, OUTSIDE_NAME, PATIENCE, wait_until};
 
+use crate::containers::alone;
 use crate::drift::empty;
+use crate::locals::{address, run};
 
 /// Seconds between two looks of a node at what it holds.
 const PERIOD: u64 = 5;
@@ -41,9 +43,14 @@ impl Stage {
 struct Told(i32, Value);
 
 fn trace(node: &Node, from: &str, name: &str) -> Told {
+    try_trace(node, from, name).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A daemon that has just started has not taken over every container yet, and says so.
+fn try_trace(node: &Node, from: &str, name: &str) -> Result<Told, String> {
     let output = node.shoal(&["trace", name, "--from", from, "--format", "json"]);
-    let told = serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"));
-    Told(output.code, told)
+    let told = serde_json::from_str(&output.stdout).map_err(|error| format!("{error}: {output}"))?;
+    Ok(Told(output.code, told))
 }
 
 impl Told {
@@ -266,7 +273,7 @@ fn what_the_kernel_holds_otherwise_than_the_table_is_told() {
     stage.cluster.node_mut(2).kill_daemon();
     stage.cluster.node_mut(2).start_daemon();
     wait_until(PATIENCE, "what was deleted is back", || {
-        let told = stage.trace(2, "web");
+        let told = try_trace(stage.cluster.node(2), &stage.client(2).name, "web")?;
         if told.0 == 0 { Ok(()) } else { Err(format!("{told:?}")) }
     });
     stage.cluster.ready(2);
@@ -298,5 +305,39 @@ fn who_has_no_name_server_of_the_cluster_is_told_so() {
     }
     let answer = node.http("GET", "/shoal/trace?name=web", "").unwrap();
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    node.finish();
+}
+
+#[test]
+fn names_on_networks_of_one_node_are_told_too() {
+    let node = alone();
+    node.docker(&["network", "create", "near"]).ok();
+    node.docker(&["network", "create", "far"]).ok();
+    run(&node, "web", &["--network", "near", "--network-alias", "site"], "serve");
+    run(&node, "client", &["--network", "near", "--link", "web:db"], "idle");
+    run(&node, "lodger", &["--network", "container:client"], "idle");
+    run(&node, "stranger", &["--network", "far"], "idle");
+    let web = BTreeSet::from([address(&node, "web", "near").to_string()]);
+    for from in ["client", "lodger"] {
+        for name in ["web:80", "site", "web.near", "db"] {
+            let told = trace(&node, from, name);
+            assert_eq!((told.0, told.text("/lookup/verdict")), (0, "known"), "{name} from {from}: {told:?}");
+            assert_eq!((told.addresses(), told.holder().0), (web.clone(), "endpoint"), "{told:?}");
+            assert_eq!(told.text("/targets/0/outcome"), "direct", "{told:?}");
+            assert_eq!(told.list("/differences").len(), 0, "{told:?}");
+        }
+    }
+    let told = trace(&node, "client", "web:80");
+    assert_eq!(told.at("/targets/0/kind/listening"), &Value::Bool(true), "{told:?}");
+    let told = trace(&node, "stranger", "web");
+    assert_eq!((told.text("/lookup/verdict"), told.text("/elsewhere/0/network_name")), ("forwarded", "near"));
+    let text = node.shoal(&["trace", "db", "--from", "lodger"]).ok();
+    for line in
+        ["It is the container's own name for \"web\" (a link)", "Container web on this node, directly"]
+    {
+        assert!(text.contains(line), "{text}");
+    }
+    node.docker(&["rm", "-f", "web", "lodger", "client", "stranger"]).ok();
+    node.docker(&["network", "rm", "near", "far"]).ok();
     node.finish();
 }

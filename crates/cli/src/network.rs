@@ -33,6 +33,15 @@ pub struct CreateArgs {
     /// Create the swarm routing-mesh network
     #[arg(long)]
     ingress: bool,
+    /// Control the network's scope: local or swarm
+    #[arg(long, default_value = "", hide_default_value = true)]
+    scope: String,
+    /// Create a configuration only network
+    #[arg(long)]
+    config_only: bool,
+    /// The network from which to copy the configuration
+    #[arg(long, default_value = "", hide_default_value = true)]
+    config_from: String,
     /// Enable IPv6 address assignment
     #[arg(long)]
     ipv6: bool,
@@ -89,7 +98,9 @@ async fn create(client: &Client, args: CreateArgs) -> Result<ExitCode> {
         "Name": args.name,
         "CheckDuplicate": true,
         "Driver": args.driver,
-        "Scope": "",
+        "Scope": args.scope,
+        "ConfigOnly": args.config_only,
+        "ConfigFrom": { "Network": args.config_from },
         "EnableIPv6": args.ipv6,
         "IPAM": { "Driver": "default", "Options": {}, "Config": pools },
         "Internal": args.internal,

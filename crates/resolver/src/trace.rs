@@ -20,6 +20,7 @@ const CLASS_IN: u16 = 1;
 pub(crate) fn trace(view: &View, pool: &Pool, name: &str) -> Lookup {
     let name = name.trim_end_matches('.');
     let mut lookup = Lookup {
+        link: view.links.get(&name.to_ascii_lowercase()).cloned(),
         looks: Vec::new(),
         verdict: LookupVerdict::NoName,
         answers: Vec::new(),

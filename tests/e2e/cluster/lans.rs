@@ -38,6 +38,7 @@ fn services_on_the_nodes_own_network_find_each_other_by_name() {
     let mut cluster = Cluster::start(3);
     configure(cluster.node(1), "192.0.2.128/28");
     configure(cluster.node(2), "192.0.2.144/28");
+    cluster.docker(&["network", "prune", "-f"]).ok();
     let shown = cluster.manager().inspect("network", "part");
     assert_eq!((&shown["Driver"], &shown["ConfigOnly"]), (&"null".into(), &true.into()), "{shown:#}");
     let from = ["network", "create", "-d", "macvlan", "--scope", "swarm", "--config-from", "part"];

@@ -411,6 +411,7 @@ mod tests {
         let differences = |look: Look, revision| {
             let version = shoal_model::TableVersion { revision, ..table.version };
             let lookup = Lookup {
+                link: None,
                 looks: vec![look],
                 verdict: LookupVerdict::Known,
                 answers: Vec::new(),

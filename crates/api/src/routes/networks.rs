@@ -9,7 +9,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use ipnet::IpNet;
 use shoal_manager::{Code, ControlError, Manager, State as Picture};
-use shoal_model::{Labels, Network, NetworkDriver, NetworkId, NetworkSpec, NodeId, TaskState};
+use shoal_model::{Driver, Labels, Network, NetworkDriver, NetworkId, NetworkSpec, NodeId, TaskState};
 
 use crate::body::{self, Json};
 use crate::convert::network as convert;
@@ -342,7 +342,9 @@ async fn prune(State(cluster): State<ClusterSide>, params: Params) -> Result<Res
     };
     for network in cluster.swarm.local_networks() {
         let config = &network.table.config;
-        if convert::is_predefined(&config.name) || protected(&config.shown.labels) {
+        // Nobody is ever on a configuration: that says nothing of whether it is wanted.
+        let is_configuration = config.driver == Driver::Configuration;
+        if is_configuration || convert::is_predefined(&config.name) || protected(&config.shown.labels) {
             continue;
         }
         match cluster.swarm.remove_local_network(&network.table.network).await {

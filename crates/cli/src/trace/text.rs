@@ -67,6 +67,9 @@ impl Text<'_> {
 
     fn lookup(&mut self, lookup: &Lookup) {
         self.step("What the resolver does with the name");
+        if let Some(target) = &lookup.link {
+            self.line(format!("It is the container's own name for \"{target}\" (a link)"));
+        }
         for look in &lookup.looks {
             self.line(self.look(look));
         }
@@ -74,17 +77,17 @@ impl Text<'_> {
             self.line(format!("{} ({})", self.who(&holder.who), self.network(&holder.network)));
         }
         self.line(verdict(lookup.verdict));
-        for elsewhere in &self.trace.elsewhere {
-            self.line(format!(
-                "{} is known on network {}, which the container is not on.",
-                elsewhere.name, elsewhere.network_name
-            ));
-        }
         for answer in &lookup.answers {
             self.line(reply(answer));
         }
         if lookup.verdict == LookupVerdict::Forwarded {
             self.upstreams(&lookup.upstreams);
+        }
+        for elsewhere in &self.trace.elsewhere {
+            self.line(format!(
+                "{} is known on network {}, which the container is not on.",
+                elsewhere.name, elsewhere.network_name
+            ));
         }
     }
 
@@ -131,7 +134,7 @@ impl Text<'_> {
             Who::All { name, .. } => format!("It means all tasks of service {name}, healthy or not"),
             Who::Endpoint { endpoint, node, name, alias } => {
                 let of = if *alias { "another name of" } else { "the name of" };
-                format!("It is {of} container {name} on node {}", self.node(endpoint, node))
+                format!("It is {of} container {name} {}", self.place(endpoint, node))
             }
         }
     }
@@ -153,8 +156,8 @@ impl Text<'_> {
                 self.kernel(backends, kernel.as_deref());
             }
             TargetKind::Endpoint { endpoint, node, name, listening } => {
-                let node = self.node(endpoint, node);
-                self.line(format!("Container {name} on node {node}, directly{}", heard(*listening)));
+                let place = self.place(endpoint, node);
+                self.line(format!("Container {name} {place}, directly{}", heard(*listening)));
             }
             TargetKind::Nobody => self.line("Nobody has this address now: packets meet silence"),
             TargetKind::Outside => {
@@ -167,9 +170,9 @@ impl Text<'_> {
 
     fn backends(&mut self, backends: &[Backend]) {
         for backend in backends.iter().take(LISTED_MAX) {
-            let node = self.node(&backend.endpoint, &backend.node);
+            let place = self.place(&backend.endpoint, &backend.node);
             let name = self.task(&backend.endpoint).map_or(backend.endpoint.as_str(), |task| &task.name);
-            self.line(format!("{}: {name} on node {node}{}", backend.address, heard(backend.listening)));
+            self.line(format!("{}: {name} {place}{}", backend.address, heard(backend.listening)));
         }
         if backends.len() > LISTED_MAX {
             self.line(format!("and {} more", backends.len() - LISTED_MAX));
@@ -267,11 +270,15 @@ impl Text<'_> {
         self.trace.services.values().flat_map(|service| &service.tasks).find(|task| task.id == id)
     }
 
-    fn node(&self, endpoint: &EndpointId, node: &NodeId) -> String {
+    /// On networks of one node alone nobody names the node.
+    fn place(&self, endpoint: &EndpointId, node: &NodeId) -> String {
+        if node.as_str().is_empty() {
+            return "on this node".to_owned();
+        }
         let host = self.task(endpoint).and_then(|task| task.host.clone());
         let own = self.trace.asker.node.as_ref() == Some(node);
         let name = host.unwrap_or_else(|| node.to_string());
-        if own { format!("{name} (this one)") } else { name }
+        if own { format!("on node {name} (this one)") } else { format!("on node {name}") }
     }
 }
 
@@ -294,7 +301,7 @@ fn describe_network(network: &TracedNetwork) -> String {
 fn verdict(verdict: LookupVerdict) -> &'static str {
     match verdict {
         LookupVerdict::Known => {
-            "The name is the cluster's: it is answered here, for every type, and never asked elsewhere"
+            "The name is known: it is answered here, for every type, and never asked elsewhere"
         }
         LookupVerdict::Forwarded => {
             "No network of the container knows it: other servers are asked, in this order"

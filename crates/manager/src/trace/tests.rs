@@ -17,6 +17,7 @@ fn trace(name: &str, network: &NetworkId, verdict: LookupVerdict) -> Trace {
         current: None,
     };
     let lookup = Lookup {
+        link: None,
         looks: Vec::new(),
         verdict,
         answers: Vec::new(),

@@ -67,6 +67,9 @@ pub struct TracedNetwork {
 /// What the resolver process of a node does with a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lookup {
+    /// The name is the asker's own for this one (Docker's links), which is looked for in its place.
+    #[serde(default)]
+    pub link: Option<String>,
     /// Every place it looked at, in order.
     pub looks: Vec<Look>,
     pub verdict: LookupVerdict,
