@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 
 use shoal_e2e::web::fetch;
-use shoal_e2e::{Netns, Node, OUTSIDE, OUTSIDE_NAME};
+use shoal_e2e::{Netns, Node, OUTSIDE, OUTSIDE_NAME, PATIENCE, wait_until};
 
 use crate::containers::{alone, refused};
 use crate::locals::{address, netns, on, page, run};
@@ -122,6 +122,14 @@ fn a_mode_decides_who_is_reached_by_way_of_the_switch() {
     node.world.netns.ip(&["link", "set", "two", "type", "bridge_slave", "hairpin", "on"]);
     assert_eq!(page(&b, a).unwrap(), "busybox");
     assert_eq!(node.world.netns.run(move || fetch((a, 80), "/index.html")).unwrap(), "busybox");
+    // Who had known the address by another link is told.
+    node.docker(&["rm", "-f", "a1"]).ok();
+    run(&node, "a1", &["--network", "by-switch", "--ip", &a.to_string()], "serve");
+    let link = on(&node, "a1", "by-switch")["MacAddress"].as_str().unwrap().to_owned();
+    wait_until(PATIENCE, "neighbours know the new link", || {
+        let known = node.world.netns.ip(&["neigh", "show", &a.to_string()]);
+        if known.contains(&link) { Ok(()) } else { Err(known) }
+    });
     node.docker(&["rm", "-f", "a1", "b1"]).ok();
     node.docker(&["network", "rm", "by-switch"]).ok();
 

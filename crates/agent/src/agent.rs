@@ -367,7 +367,7 @@ impl Agent {
         }
     }
 
-    /// What happens to plain containers from now on.
+    /// What happens to plain containers and to the node's own networks from now on.
     pub fn events(&self) -> broadcast::Receiver<NodeEvent> {
         self.node.events.listen()
     }

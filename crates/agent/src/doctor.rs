@@ -50,7 +50,7 @@ pub async fn run(config: &AgentConfig) -> Vec<Check> {
         check("resolv.conf", resolv_conf(&config.resolv_conf)),
         check("data directory", directory(&config.data_dir)),
     ];
-    checks.extend(firewalls(firewall::look(config).await));
+    checks.extend(firewalls(firewall::look(config, true).await));
     checks
 }
 

@@ -32,7 +32,9 @@ pub enum Error {
     /// Docker's text.
     #[error("Bind for {address}:{port} failed: port is already allocated")]
     PortAllocated { address: std::net::IpAddr, port: u16 },
-    #[error("a host-mode port cannot lead to a task that is on internal networks only")]
+    #[error(
+        "a host-mode port cannot lead to a task that the node does not reach: its networks are internal, or macvlan"
+    )]
     Secluded,
     /// Docker's text, which leaves out the reason.
     #[error("No such image: {name} ({reason})")]

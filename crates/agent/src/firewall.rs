@@ -38,6 +38,7 @@ struct Surroundings {
     /// Where other nodes' VXLAN frames come in.
     data_ports: BTreeSet<u16>,
     is_manager: bool,
+    for_cluster: bool,
 }
 
 /// A foreign chain that drops what the cluster needs.
@@ -58,10 +59,12 @@ struct Need<'a> {
 }
 
 /// Looks at the rules of the network namespace this process is in.
-pub(crate) async fn look(config: &AgentConfig) -> Result<Vec<Obstacle>, String> {
+///
+/// `for_cluster`: also for what a cluster needs, be the node in one or not yet.
+pub(crate) async fn look(config: &AgentConfig, for_cluster: bool) -> Result<Vec<Obstacle>, String> {
     // Without elements: ours may have tens of thousands.
     let ruleset = nft(&["--terse", "list", "ruleset"]).await?;
-    // Only there once the node is in a cluster.
+    // Only there once the node has made something that needs them.
     let set = async |name| nft(&["list", "set", "inet", OWN, name]).await.unwrap_or_default();
     let data_ports = numbers(&set("data_ports").await);
     let (bridges, internal) = (names(&set("bridges").await), names(&set("internal").await));
@@ -73,6 +76,7 @@ pub(crate) async fn look(config: &AgentConfig) -> Result<Vec<Obstacle>, String> 
         bridges: bridges.difference(&internal).map(|link| (link.clone(), has_v6(link))).collect(),
         data_ports,
         is_manager: is_manager(&config.data_dir),
+        for_cluster,
     };
     Ok(obstacles(&ruleset, &surroundings))
 }
@@ -87,7 +91,7 @@ pub(crate) async fn watch(node: Arc<Node>) {
             if in_force.wait_for(forwards).await.is_err() {
                 return;
             }
-            match look(&node.config).await {
+            match look(&node.config, node.membership().is_some()).await {
                 Ok(found) => {
                     let found: BTreeSet<Obstacle> = found.into_iter().collect();
                     for Obstacle { detail, remedy } in found.difference(&known) {
@@ -169,7 +173,17 @@ fn needs(surroundings: &Surroundings) -> Vec<Need<'_>> {
         let mut need = |links, what, packet| {
             needs.push(Need { what, links, packet: Packet { v6, ..packet } });
         };
+        for (bridge, _) in surroundings.bridges.iter().filter(|(_, has_v6)| **has_v6 || !v6) {
+            need(bridge, PUBLISHED, forwarded(out, bridge, "new", true));
+            need(bridge, REPLIES, forwarded(bridge, out, "established", true));
+            need(bridge, OUTGOING, forwarded(bridge, out, "new", false));
+        }
+        // Containers on no bridge have the gateway link, in a cluster or not.
         let ours = "shoal-*";
+        need(ours, OUTGOING, forwarded(GATEWAY, out, "new", false));
+        if !surroundings.for_cluster {
+            continue;
+        }
         need(ours, PUBLISHED, forwarded(out, INGRESS, "new", true));
         need(ours, PUBLISHED, forwarded(out, TUNNEL, "new", true));
         let between = "connections from other nodes to tasks of this one";
@@ -177,15 +191,11 @@ fn needs(surroundings: &Surroundings) -> Vec<Need<'_>> {
         need(ours, REPLIES, forwarded(INGRESS, out, "established", true));
         need(ours, REPLIES, forwarded(TUNNEL, out, "established", true));
         need(ours, REPLIES, forwarded(INGRESS, TUNNEL, "established", false));
-        need(ours, OUTGOING, forwarded(GATEWAY, out, "new", false));
         need(ours, OUTGOING, forwarded(INGRESS, out, "new", false));
-        for (bridge, _) in surroundings.bridges.iter().filter(|(_, has_v6)| **has_v6 || !v6) {
-            need(bridge, PUBLISHED, forwarded(out, bridge, "new", true));
-            need(bridge, REPLIES, forwarded(bridge, out, "established", true));
-            need(bridge, OUTGOING, forwarded(bridge, out, "new", false));
-        }
     }
-    needs.extend(taken_in(surroundings));
+    if surroundings.for_cluster {
+        needs.extend(taken_in(surroundings));
+    }
     needs
 }
 

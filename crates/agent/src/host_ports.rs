@@ -108,7 +108,8 @@ impl HostPorts {
             for number in wanted.candidates(former) {
                 let has_it = |held: &Binding| number != 0 && held.is_at(protocol, number);
                 // A number leads to one container, whatever addresses it is bound to.
-                if claims.values().any(|claim| claim.ports.iter().any(has_it)) {
+                let another = |held: &Binding| has_it(held) && held.port.target != wanted.port.target;
+                if claims.values().any(|claim| claim.ports.iter().any(has_it)) || ports.iter().any(another) {
                     continue;
                 }
                 match reserve(protocol, number, wanted.address, published) {
@@ -116,7 +117,8 @@ impl HostPorts {
                         found = Some(held);
                         break;
                     }
-                    Err(error) => refused = error,
+                    Err(error @ Error::PortTaken { .. }) => refused = error,
+                    Err(error) => return Err(error),
                 }
             }
             let Some((socket, number)) = found else {
@@ -167,16 +169,19 @@ impl HostPorts {
     /// Where the node's ports are to lead.
     pub(crate) fn ways(&self) -> Ways {
         let claims = lock(&self.claims);
-        let led = claims.values().filter(|claim| !claim.addresses.is_empty());
-        led.flat_map(|claim| {
-            claim.ports.iter().map(|Binding { port, address, .. }| {
+        let mut ways = Ways::new();
+        for claim in claims.values().filter(|claim| !claim.addresses.is_empty()) {
+            for Binding { port, address, .. } in &claim.ports {
                 let addresses = claim.addresses.iter().map(|address| SocketAddr::new(*address, port.target));
                 let way =
                     HostPort { backends: addresses.collect(), bound: address.iter().copied().collect() };
-                ((port.protocol, port.published), way)
-            })
-        })
-        .collect()
+                // One number at several addresses.
+                ways.entry((port.protocol, port.published))
+                    .and_modify(|held| held.bound.extend(&way.bound))
+                    .or_insert(way);
+            }
+        }
+        ways
     }
 
     pub(crate) fn keys(&self) -> BTreeSet<PortKey> {

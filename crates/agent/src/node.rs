@@ -1,6 +1,6 @@
 //! What all parts of the agent share, and what a node is called.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,8 @@ use futures::stream::BoxStream;
 use nix::fcntl::{Flock, FlockArg};
 use shoal_balancer::{Balancer, BalancerConfig};
 use shoal_model::{
-    ContainerId, IdGenerator, LogEntry, LogSelector, NodeDescription, NodeReport, TaskId, TaskStatus,
+    ContainerId, Driver, IdGenerator, LogEntry, LogSelector, NetworkId, NetworkTable, NodeDescription,
+    NodeReport, TaskId, TaskStatus,
 };
 use shoal_network::{Fabric, NetworkConfig, OwnNetwork};
 use shoal_runtime::{Container as RuntimeContainer, Runtime, RuntimeConfig};
@@ -131,6 +132,21 @@ impl Node {
         Own { node: self.membership().map(|member| member.node), links }
     }
 
+    /// The tables in force, and those on their way: what a former process brought into force is, though this one
+    /// has not looked at it yet.
+    pub(crate) fn known_tables(&self) -> BTreeMap<NetworkId, Arc<NetworkTable>> {
+        let own = self.membership().map(|member| member.node);
+        let sent = self.tables.sent_tables();
+        let here = |table: Arc<NetworkTable>| match table.config.driver {
+            Driver::Unconfigured(_) => Arc::new(self.locals.on_this_node(&table, own.as_ref())),
+            _ => table,
+        };
+        let mut known: BTreeMap<_, _> = sent.into_iter().map(|(id, table)| (id, here(table))).collect();
+        let in_force = self.tables.in_force().borrow().clone();
+        known.extend(in_force.iter().map(|(id, table)| (id.clone(), table.clone())));
+        known
+    }
+
     pub(crate) fn effects(&self) -> Effects {
         Effects {
             fabric: self.fabric.clone(),
@@ -163,6 +179,7 @@ impl Node {
                 container: container.map_or(Container::Absent, |c| crate::runner::found(&c.state)),
                 sandbox: sandboxes.contains(record.task.id.as_str()),
                 networks_ready: false,
+                obstacle: None,
                 values_known: false,
                 values: deposits::is_there(&self.config.run_dir, &record.container),
                 health: None,

@@ -199,7 +199,7 @@ pub(crate) fn node_address<'a>(
 /// on the ingress network, which is one.
 pub(crate) fn way_in<'a>(node: &Node, tenant: impl Into<Tenant<'a>>, sandbox: &Sandbox) -> Vec<IpAddr> {
     let ingress = node.tables.ingress();
-    let bridge = sandbox::bridge_out(tenant.into(), &node.tables.in_force().borrow());
+    let bridge = sandbox::bridge_out(tenant.into(), &node.known_tables());
     let find =
         |network: Option<&NetworkId>| sandbox.links.iter().find(|link| link.network.as_ref() == network);
     let bridged = bridge.as_ref().and_then(|bridge| find(Some(bridge)));

@@ -117,6 +117,7 @@ impl Runner {
         self.values.mark_unchanged();
         self.seen.values_known = self.node.deposits.are_known(&self.record.task);
         let networks = self.record.task.attachments.iter().map(|attachment| &attachment.network);
+        self.seen.obstacle = self.node.tables.obstacle(networks.clone());
         self.seen.networks_ready =
             self.node.tables.are_ready(&EndpointId::from(&self.record.task.id), networks);
         if let Container::Running { .. } = self.seen.container {

@@ -217,6 +217,16 @@ impl Described {
         described
     }
 
+    fn has_changed(&self) -> Result<bool, Ended> {
+        let changed = [
+            self.own_network.has_changed(),
+            self.configurations.has_changed(),
+            self.ports_held.has_changed(),
+        ];
+        let changed = changed.into_iter().collect::<Result<Vec<_>, _>>().map_err(|_| Ended::Closed)?;
+        Ok(changed.contains(&true))
+    }
+
     async fn changed(&mut self) -> Result<(), Ended> {
         let changed = tokio::select! {
             changed = self.own_network.changed() => changed,
@@ -347,6 +357,11 @@ impl<H: Host> Session<H> {
                 }
                 changed = statement.changed() => {
                     changed.map_err(|_| Ended::Closed)?;
+                    // What the statement counts on comes first.
+                    if described.has_changed()? {
+                        described = Described::now(&*node);
+                        self.send(Up::Description(encode(&node.description()))).await?;
+                    }
                     let statement = statement.borrow_and_update().clone();
                     self.state_guests(&statement).await?;
                 }

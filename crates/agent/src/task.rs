@@ -69,6 +69,8 @@ pub(crate) struct Observed {
     pub sandbox: bool,
     /// The tables of all its networks are in force on this node.
     pub networks_ready: bool,
+    /// Why one of them cannot be built here.
+    pub obstacle: Option<String>,
     /// What its secrets and configs say is known.
     pub values_known: bool,
     /// They are on the node, as files for its container.
@@ -203,7 +205,11 @@ fn prepare(record: &TaskRecord, seen: &Observed, now: Timestamp) -> Action {
         TaskState::Preparing if prepared => {
             Action::Report(advance(record, TaskState::Ready, "prepared", now))
         }
-        TaskState::Preparing | TaskState::Ready if !prepared => make(),
+        TaskState::Preparing | TaskState::Ready if !prepared => match &seen.obstacle {
+            // Another node may be able to.
+            Some(obstacle) => Action::Report(failed(record, obstacle.clone(), now)),
+            None => make(),
+        },
         TaskState::Ready if record.task.desired < TaskState::Running => Action::Wait(None),
         TaskState::Ready => match record.task.start_after.filter(|&at| at > now) {
             Some(at) => Action::Wait(Some(at)),

@@ -73,6 +73,7 @@ impl Tasks {
             container: stranger.map_or(Container::Absent, |container| crate::runner::found(&container.state)),
             sandbox: false,
             networks_ready: false,
+            obstacle: None,
             values_known: false,
             values,
             health: None,

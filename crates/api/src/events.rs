@@ -102,13 +102,14 @@ pub(crate) async fn collect(cluster: ClusterSide, stop: CancellationToken) {
 /// Tells what happens on this node alone.
 pub(crate) async fn collect_own(
     mut happening: broadcast::Receiver<NodeEvent>,
+    engine: String,
     events: EventLog,
     stop: CancellationToken,
 ) {
     use broadcast::error::RecvError;
     loop {
         match stop.run_until_cancelled(happening.recv()).await {
-            Some(Ok(event)) => events.publish(own(event)),
+            Some(Ok(event)) => events.publish(own(event, &engine)),
             Some(Err(RecvError::Lagged(missed))) => {
                 tracing::warn!(missed, "events of this node were not told");
             }
@@ -117,7 +118,7 @@ pub(crate) async fn collect_own(
     }
 }
 
-fn own(happened: NodeEvent) -> Event {
+fn own(happened: NodeEvent, engine: &str) -> Event {
     let NodeEvent { kind, action, id, attributes, at } = happened;
     match kind {
         EventKind::Container => Event {
@@ -127,7 +128,12 @@ fn own(happened: NodeEvent) -> Event {
             scope: "local",
             ..swarm("container", action, &id, attributes, at)
         },
-        EventKind::Network => Event { scope: "local", ..swarm("network", action, &id, attributes, at) },
+        EventKind::Network => {
+            // The default network is known by another id, which it has before it is built, too.
+            let name = attributes.get("name").filter(|name| convert::network::is_predefined(name));
+            let id = name.map_or(id, |name| convert::network::predefined_id(engine, name));
+            Event { scope: "local", ..swarm("network", action, &id, attributes, at) }
+        }
     }
 }
 

@@ -44,7 +44,12 @@ pub async fn serve(
     let connections = TaskTracker::new();
     connections.spawn(crate::events::collect(engine.cluster.clone(), stop.clone()));
     let own = engine.node.agent.events();
-    connections.spawn(crate::events::collect_own(own, engine.cluster.events.clone(), stop.clone()));
+    connections.spawn(crate::events::collect_own(
+        own,
+        about.id.clone(),
+        engine.cluster.events.clone(),
+        stop.clone(),
+    ));
     let app = App { router: router(engine), server: server_header(&about.version) };
     let mut shutdown = std::pin::pin!(shutdown);
     loop {

@@ -11,7 +11,7 @@ use crate::output::{short_id, table};
 #[derive(Debug, Clone, Subcommand)]
 pub enum NetworkCommand {
     /// Create a network
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List networks
     #[command(visible_alias = "list")]
     Ls(ListArgs),
@@ -71,7 +71,7 @@ pub struct ListArgs {
 
 pub(crate) async fn run(client: &Client, command: NetworkCommand) -> Result<ExitCode> {
     match command {
-        NetworkCommand::Create(args) => create(client, args).await,
+        NetworkCommand::Create(args) => create(client, *args).await,
         NetworkCommand::Ls(args) => list(client, args).await,
     }
 }

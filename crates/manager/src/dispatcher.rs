@@ -89,6 +89,8 @@ struct Outlet {
     orders: mpsc::Sender<ManagerMessage>,
     /// What it is to know.
     view: watch::Receiver<Arc<NodeView>>,
+    /// What it said of itself last.
+    description: Arc<NodeDescription>,
 }
 
 /// What sessions share.
@@ -172,6 +174,12 @@ impl Dispatcher {
     fn outlet_of(&self, node: &NodeId, session: u64) -> Option<mpsc::Sender<ManagerMessage>> {
         let outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
         outlets.get(node).filter(|outlet| outlet.session == session).map(|outlet| outlet.orders.clone())
+    }
+
+    /// What a node said of itself last.
+    fn described(&self, node: &NodeId) -> Option<Arc<NodeDescription>> {
+        let outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
+        outlets.get(node).map(|outlet| outlet.description.clone())
     }
 
     /// A session ended; nothing happens when a newer one took its place.

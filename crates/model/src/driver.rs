@@ -12,7 +12,8 @@ pub const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
 pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 /// Docker's option for the size of packets on a network, whatever its driver.
 pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
-const PARENT: &str = "parent";
+/// Docker's option of its macvlan driver for the node's interface.
+pub const PARENT_OPTION: &str = "parent";
 const MODE: &str = "macvlan_mode";
 
 /// What a network is made of on a node.
@@ -110,7 +111,7 @@ impl NodeDriver {
     pub fn configure(self, id: &NetworkId, options: &Labels, internal: bool) -> Result<Driver, String> {
         let known: &[&str] = match self {
             Self::Bridge => &[BRIDGE_NAME, ICC, MASQUERADE, DEFAULT_BRIDGE, HOST_BINDING, MTU_OPTION],
-            Self::Macvlan => &[PARENT, MODE, MTU_OPTION],
+            Self::Macvlan => &[PARENT_OPTION, MODE, MTU_OPTION],
         };
         if let Some(other) = options.keys().find(|key| !known.contains(&key.as_str())) {
             return Err(format!("option {other} of such a network is not supported"));
@@ -170,7 +171,7 @@ fn macvlan(options: &Labels, internal: bool) -> Result<MacvlanConfig, String> {
             .find(|mode| mode.as_str() == text)
             .ok_or_else(|| format!("unknown macvlan mode: '{text}'"))?,
     };
-    let parent = options.get(PARENT).filter(|parent| !parent.is_empty() && !internal).cloned();
+    let parent = options.get(PARENT_OPTION).filter(|parent| !parent.is_empty() && !internal).cloned();
     Ok(MacvlanConfig { parent, mode })
 }
 
@@ -195,7 +196,7 @@ mod tests {
         assert_eq!(config.link, "br-0123456789ab");
         let alone = configured(NodeDriver::Macvlan, &[(MODE, "private")]).unwrap();
         assert!(alone.is_internal(), "without a parent it leads nowhere");
-        let tied = configured(NodeDriver::Macvlan, &[(PARENT, "eth0.7")]).unwrap();
+        let tied = configured(NodeDriver::Macvlan, &[(PARENT_OPTION, "eth0.7")]).unwrap();
         assert!(!tied.is_internal());
     }
 
@@ -205,7 +206,7 @@ mod tests {
             (NodeDriver::Bridge, (BRIDGE_NAME, "a name that is far too long")),
             (NodeDriver::Bridge, (BRIDGE_NAME, "..")),
             (NodeDriver::Bridge, (ICC, "perhaps")),
-            (NodeDriver::Bridge, (PARENT, "eth0")),
+            (NodeDriver::Bridge, (PARENT_OPTION, "eth0")),
             (NodeDriver::Macvlan, (MODE, "odd")),
             (NodeDriver::Macvlan, (MTU_OPTION, "12")),
         ] {

@@ -32,7 +32,7 @@ pub use claim::{Claim, claims};
 pub use deposit::{Deposit, DepositFile, DepositKind, DepositReference, DepositSpec, SECRETS_DIR};
 pub use driver::{
     BRIDGE_NAME, BridgeConfig, DEFAULT_BRIDGE, Driver, HOST_BINDING, ICC, MASQUERADE, MTU_OPTION,
-    MacvlanConfig, MacvlanMode, NodeDriver, mtu,
+    MacvlanConfig, MacvlanMode, NodeDriver, PARENT_OPTION, mtu,
 };
 pub use guest::{Guest, GuestAnswer, GuestRequest, PlaceAnswer, PlaceRequest, Refusal, RefusalReason};
 pub use id::{

@@ -1,4 +1,4 @@
-//! A network of this node alone: a bridge in the node's own namespace, which is the containers' gateway.
+//! A network that ends at the node: a bridge in the node's own namespace, which is the containers' gateway.
 //!
 //! Its links are the node's, so that the node reaches its containers, as with Docker. Who else may reach
 //! whom is a matter of a few sets in the node's nftables.
@@ -46,7 +46,7 @@ impl Bridge {
         tables.ensure().await?;
         let what = local_link(&table.network);
         match netlink.link(name).await? {
-            Some(link) => check(&inner.tag, &table.network, name, link.alias.as_deref())?,
+            Some(link) => Self::check(&inner.tag, &table.network, &link)?,
             None => {
                 netlink.add_link(link::bridge(name, Some(bridge_mac(&inner.tag, &what)), mtu), name).await?
             }
@@ -83,21 +83,23 @@ impl Bridge {
         Ok(differences)
     }
 
+    /// Refuses a link that is not this network's.
+    pub(crate) fn check(tag: &str, network: &NetworkId, link: &link::Link) -> Result<()> {
+        let alias = link.alias.as_deref();
+        let own =
+            alias.and_then(|alias| owner::parse_node_alias(tag, alias)).and_then(owner::parse_local_link);
+        match alias {
+            // Made by us, but we died before we could mark it.
+            None if link.name.starts_with("br-") => Ok(()),
+            _ if own.as_ref() == Some(network) => Ok(()),
+            _ => Err(Error::Foreign { name: format!("link {}", link.name) }),
+        }
+    }
+
     /// Removes a bridge with its rules.
     pub(crate) async fn remove(netlink: &Netlink, tables: &mut Tables, name: &str) -> Result<()> {
         netlink.remove_link(name).await?;
         tables.edit(&SETS, |held| edits(held, &Held::new(), name)).await.map(drop)
-    }
-}
-
-/// Refuses a link that is not this network's.
-fn check(tag: &str, network: &NetworkId, name: &str, alias: Option<&str>) -> Result<()> {
-    let own = alias.and_then(|alias| owner::parse_node_alias(tag, alias)).and_then(owner::parse_local_link);
-    match alias {
-        // Made by us, but we died before we could mark it.
-        None if name.starts_with("br-") => Ok(()),
-        _ if own.as_ref() == Some(network) => Ok(()),
-        _ => Err(Error::Foreign { name: format!("link {name}") }),
     }
 }
 

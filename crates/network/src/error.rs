@@ -30,7 +30,7 @@ pub enum Error {
     #[error("no interface {0} on this node")]
     NoParent(String),
     /// The network is made from a configuration that the node does not have.
-    #[error("configuration network {0:?} does not exist on this node")]
+    #[error("configuration network {0:?} does not exist on this node, or does not fit the driver")]
     Unconfigured(String),
     /// The table lacks something the node needs from it.
     #[error("network {network}: {what}")]

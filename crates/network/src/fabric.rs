@@ -102,6 +102,11 @@ impl Fabric {
         self.reconcile(table, false).await
     }
 
+    /// What keeps the network from being built on this node, for as long as it is there; found out before.
+    pub async fn obstacle(&self, table: &NetworkTable) -> Result<Option<Error>> {
+        self.inner.local_obstacle(table).await
+    }
+
     /// Removes every way that the table does not hold.
     pub async fn prune_network(&self, table: &NetworkTable) -> Result<()> {
         self.reconcile(table, true).await

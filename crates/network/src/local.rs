@@ -1,6 +1,6 @@
 //! Networks that end at the node: bridges, and interfaces on the node's own (macvlan).
 
-use shoal_model::{Driver, NetworkId, NetworkTable};
+use shoal_model::{Driver, MacvlanConfig, NetworkId, NetworkTable};
 
 use crate::bridge::Bridge;
 use crate::fabric::Inner;
@@ -20,11 +20,8 @@ impl Inner {
     pub(crate) async fn ensure_local(&self, state: &mut State, table: &NetworkTable) -> Result<()> {
         let config = &table.config;
         let local = match &config.driver {
-            Driver::Overlay | Driver::Configuration => return Ok(()),
-            Driver::Unconfigured(_) => {
-                let name = config.config_from.clone().unwrap_or_default();
-                return Err(Error::Unconfigured(name));
-            }
+            // Where it cannot be built, nobody is on it.
+            Driver::Overlay | Driver::Configuration | Driver::Unconfigured(_) => return Ok(()),
             Driver::Bridge(bridge) => {
                 let underlay = state.node.as_ref().map(|(_, underlay)| *underlay);
                 let mtu = match (config.mtu, underlay) {
@@ -45,6 +42,23 @@ impl Inner {
         Ok(())
     }
 
+    /// What keeps a network that ends at the node from being built here.
+    pub(crate) async fn local_obstacle(&self, table: &NetworkTable) -> Result<Option<Error>> {
+        Ok(match &table.config.driver {
+            Driver::Unconfigured(_) => {
+                Some(Error::Unconfigured(table.config.config_from.clone().unwrap_or_default()))
+            }
+            Driver::Macvlan(MacvlanConfig { parent: Some(parent), .. }) => {
+                self.netlink.link(parent).await?.is_none().then(|| Error::NoParent(parent.clone()))
+            }
+            Driver::Bridge(config) => {
+                let link = self.netlink.link(&config.link).await?;
+                link.and_then(|link| Bridge::check(&self.tag, &table.network, &link).err())
+            }
+            _ => None,
+        })
+    }
+
     pub(crate) async fn local_differences(&self, table: &NetworkTable) -> Result<Vec<String>> {
         let local = self.state.lock().await.locals.get(&table.network).cloned();
         match (local, &table.config.driver) {
@@ -52,12 +66,14 @@ impl Inner {
                 let tables = self.tables.lock().await;
                 Bridge::differences(self, &tables, table, config).await
             }
-            (Some(Local::Macvlan(macvlan)), _) => macvlan.differences(&self.netlink).await,
+            (Some(Local::Macvlan(macvlan)), Driver::Macvlan(_)) => macvlan.differences(&self.netlink).await,
+            // Found out anew with each look.
+            (_, Driver::Unconfigured(_)) => Ok(vec!["fabric: cannot be built on this node".to_owned()]),
             _ => Err(Error::NetworkNotApplied(table.network.clone())),
         }
     }
 
-    /// Removes the link that a network of this node alone has of its own; `name` is that of the link.
+    /// Removes the link that a network has of its own which ends at the node; `name` is that of the link.
     pub(crate) async fn remove_local(
         &self,
         state: &mut State,

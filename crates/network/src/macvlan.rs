@@ -1,4 +1,4 @@
-//! A network of this node alone, on one of its interfaces: each sandbox has an interface with a link
+//! A network on one of the node's interfaces: each sandbox has an interface with a link
 //! address of its own there, and the switch outside sees them all.
 //!
 //! The node itself does not reach its own containers that way, and nothing of the node stands between

@@ -27,7 +27,7 @@ pub(crate) fn is_some_nodes(alias: Option<&str>) -> bool {
     alias.is_some_and(|alias| alias.starts_with("shoal/"))
 }
 
-/// What the alias of a link of a network of this node alone says beside the tag.
+/// What the alias of a link of a network that ends at the node says beside the tag.
 pub(crate) fn local_link(network: &NetworkId) -> String {
     format!("{LOCAL_PREFIX}{network}")
 }

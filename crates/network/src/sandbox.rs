@@ -110,8 +110,14 @@ impl Interface<'_> {
         let name = self.name();
         let index = inside.index(&name).await?;
         let (device, without_v6) = (name.clone(), self.address_v6.is_none());
+        // On a network that others are on, whoever knew the address by another link is told at once.
+        let tells = matches!(self.wire, Wire::Part(..));
         namespace
             .run(move || {
+                if tells {
+                    sysctl::set_if_present(&format!("ipv4/conf/{device}/arp_notify"), "1")?;
+                    sysctl::set_if_present(&format!("ipv6/conf/{device}/ndisc_notify"), "1")?;
+                }
                 let value = if without_v6 { "1" } else { "0" };
                 sysctl::set_if_present(&format!("ipv6/conf/{device}/disable_ipv6"), value)
             })

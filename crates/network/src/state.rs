@@ -22,7 +22,7 @@ pub(crate) struct State {
     /// Overlays whose table was applied by this process.
     pub(crate) overlays: BTreeMap<NetworkId, Overlay>,
     pub(crate) ingress: Option<Ingress>,
-    /// Networks of this node alone that were applied by this process.
+    /// Networks that end at the node, as this process applied them.
     pub(crate) locals: BTreeMap<NetworkId, Local>,
     pub(crate) gateway: Option<Gateway>,
     /// Sandboxes with links, made by this process or found.
@@ -82,7 +82,7 @@ pub(crate) struct Found {
     pub(crate) overlays: BTreeMap<NetworkId, Option<Namespace>>,
     /// The ingress network, as its links say.
     pub(crate) ingress: Option<NetworkId>,
-    /// The links of networks of this node alone.
+    /// The links of networks that end at the node.
     pub(crate) locals: BTreeMap<NetworkId, String>,
     /// Outer ends of sandbox links whose making was cut off.
     pub(crate) unfinished: Vec<(Namespace, String)>,

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use shoal_e2e::dns::{A, Transport, ask};
 use shoal_e2e::web::fetch;
-use shoal_e2e::{Cluster, Container, Node, OUTSIDE, PATIENCE, wait_until};
+use shoal_e2e::{Cluster, Container, Netns, Node, OUTSIDE, PATIENCE, wait_until};
 
 use crate::locals::netns;
 
@@ -14,6 +14,11 @@ const SUBNET: [&str; 4] = ["--subnet", "192.0.2.0/24", "--gateway", "192.0.2.1"]
 fn configure(node: &Node, range: &str) {
     let create = ["network", "create", "--config-only", "--ip-range", range, "-o", "parent=eth0"];
     node.docker(&[&create[..], &SUBNET, &["part"]].concat()).ok();
+}
+
+fn declare(cluster: &Cluster, name: &str, network: &str, flags: &[&str], command: &str) {
+    let create = ["service", "create", "-d", "--name", name, "--network", network];
+    cluster.docker(&[&create[..], flags, &["busybox", command]].concat()).ok();
 }
 
 fn task_states(cluster: &Cluster, service: &str) -> String {
@@ -46,26 +51,13 @@ fn services_on_the_nodes_own_network_find_each_other_by_name() {
     let shown = cluster.manager().inspect("network", "lan");
     assert_eq!((&shown["Scope"], &shown["ConfigFrom"]["Network"]), (&"swarm".into(), &"part".into()));
 
-    // The third node has no part of it, and says so where one looks.
-    cluster
-        .docker(&[
-            "service",
-            "create",
-            "-d",
-            "--name",
-            "app",
-            "--mode",
-            "global",
-            "--network",
-            "lan",
-            "busybox",
-            "serve",
-        ])
-        .ok();
+    // The third node has no part of it: who insists on it is told.
+    declare(&cluster, "app", "lan", &["--mode", "global"], "serve");
     let app = cluster.running("app", 2);
-    wait_until(PATIENCE, "the third node's task says what it waits for", || {
-        let states = task_states(&cluster, "app");
-        let waits = states.contains("no suitable node (network configuration missing on 1 node)");
+    declare(&cluster, "late", "lan", &["--constraint", "node.hostname==node3"], "idle");
+    wait_until(PATIENCE, "the task says what it waits for", || {
+        let states = task_states(&cluster, "late");
+        let waits = states.contains("network configuration missing on 1 node");
         if waits { Ok(()) } else { Err(states) }
     });
     cluster.docker(&["run", "-d", "--name", "guest", "--network", "lan", "busybox", "idle"]).ok();
@@ -111,86 +103,129 @@ fn services_on_the_nodes_own_network_find_each_other_by_name() {
 
     // The third node gets its part, and with it its task.
     configure(cluster.node(3), "192.0.2.160/28");
+    cluster.running("late", 1);
     let app = cluster.running("app", 3);
     let given = addresses(&app).into_iter().map(Into::into).collect();
     cluster.manager().resolves(&guest, "app", given);
     let taken = cluster.node(3).docker(&["network", "rm", "part"]);
     assert!(taken.stderr.contains("configuration network \"part\" is in use"), "{taken}");
 
-    cluster.docker(&["service", "rm", "app"]).ok();
+    cluster.docker(&["service", "rm", "app", "late"]).ok();
     cluster.manager().docker(&["rm", "-f", "guest"]).ok();
     removed(cluster.manager(), "lan");
     cluster.nodes().for_each(|node| removed(node, "part"));
     cluster.finish();
 }
 
+/// A node that lacks what a network needs holds nobody else up, and says why.
+#[test]
+fn a_node_that_cannot_build_a_network_says_so_and_the_others_go_on() {
+    let cluster = Cluster::start(2);
+    cluster.node(1).netns.ip(&["link", "add", "lan0", "type", "veth", "peer", "name", "far0"]);
+    cluster.node(1).netns.ip(&["link", "set", "far0", "up"]);
+    let create = ["network", "create", "-d", "macvlan", "--scope", "swarm", "-o", "parent=lan0"];
+    cluster.docker(&[&create[..], &["--subnet", "10.44.0.0/29", "lan"]].concat()).ok();
+    declare(
+        &cluster,
+        "there",
+        "lan",
+        &["--restart-delay", "1s", "--constraint", "node.hostname==node2"],
+        "idle",
+    );
+    wait_until(PATIENCE, "the task says what is missing", || {
+        let states = task_states(&cluster, "there");
+        if states.contains("no interface lan0 on this node") { Ok(()) } else { Err(states) }
+    });
+    // The first node has six addresses to itself, and gets every one of them back.
+    for _ in 0..4 {
+        declare(
+            &cluster,
+            "here",
+            "lan",
+            &["--replicas", "2", "--constraint", "node.hostname==node1"],
+            "idle",
+        );
+        let tasks = cluster.running("here", 2);
+        let wanted = addresses(&tasks).into_iter().map(Into::into).collect();
+        cluster.manager().resolves(&tasks[0].netns(), "here", wanted);
+        cluster.docker(&["service", "rm", "here"]).ok();
+        cluster.running("here", 0);
+    }
+    // What was missing comes.
+    cluster.node(2).netns.ip(&["link", "add", "lan0", "type", "veth", "peer", "name", "far0"]);
+    cluster.running("there", 1);
+    cluster.docker(&["service", "rm", "there"]).ok();
+    removed(cluster.manager(), "lan");
+    for node in cluster.nodes() {
+        node.netns.ip(&["link", "del", "lan0"]);
+    }
+    cluster.finish();
+}
+
 #[test]
 fn a_bridge_of_the_cluster_is_one_on_each_node() {
-    let cluster = Cluster::start(2);
+    let mut cluster = Cluster::start(2);
     cluster.docker(&["network", "create", "-d", "bridge", "--scope", "swarm", "--attachable", "near"]).ok();
-    cluster
-        .docker(&[
-            "service",
-            "create",
-            "-d",
-            "--name",
-            "app",
-            "--mode",
-            "global",
-            "--network",
-            "near",
-            "--publish",
-            "8000:80",
-            "--publish",
-            "mode=host,published=8100,target=80",
-            "busybox",
-            "serve",
-        ])
-        .ok();
-    cluster
-        .docker(&[
-            "service",
-            "create",
-            "-d",
-            "--name",
-            "client",
-            "--mode",
-            "global",
-            "--network",
-            "near",
-            "busybox",
-            "idle",
-        ])
-        .ok();
-    let app = cluster.running("app", 2);
-    let clients = cluster.running("client", 2);
-    for node in cluster.nodes() {
-        let at = |tasks: &[Container]| {
-            tasks.iter().find(|task| task.node == node.number).expect("one on each node").netns()
-        };
-        let (server, client) = (at(&app), at(&clients));
-        // Whose name resolves can be reached: those of the same node.
-        let found = wait_until(PATIENCE, "the name resolves", || {
-            let answer = client.run(|| ask("app", A, Transport::Udp)).map_err(|error| error.to_string())?;
-            match answer.addresses()[..] {
-                [one] => Ok(one),
-                ref other => Err(format!("{other:?}")),
-            }
-        });
-        assert!(server.ip(&["-4", "-o", "addr"]).contains(&format!("{found}/")), "it is its own node's");
-        assert_eq!(client.run(move || fetch((found, 80), "/index.html")).unwrap(), "busybox");
-        assert_eq!(
-            client.run(|| fetch((OUTSIDE, 80), "/")).unwrap(),
-            format!("outside saw {}", node.address())
-        );
-        let address = node.address();
-        for port in [8000, 8100] {
-            wait_until(PATIENCE, "the published port answers", || {
-                cluster.world.netns.run(move || fetch((address, port), "/index.html")).map(drop)
-            });
-        }
+    declare(&cluster, "app", "near", &["--mode", "global", "--publish", "8000:80"], "serve");
+    let own = "mode=host,published=8100,target=80";
+    declare(&cluster, "own", "near", &["--mode", "global", "--publish", own], "serve");
+    declare(&cluster, "client", "near", &["--mode", "global"], "idle");
+    for service in ["app", "own", "client"] {
+        cluster.running(service, 2);
     }
-    cluster.docker(&["service", "rm", "app", "client"]).ok();
+    cluster.each(|node| node.docker(&["run", "-d", "--name", "guest", "busybox", "idle"]).ok());
+    cluster.each(|node| node.docker(&["network", "connect", "near", "guest"]).ok());
+    let check = |cluster: &Cluster| cluster.nodes().for_each(|node| on_its_node(cluster, node));
+    check(&cluster);
+    for number in [1, 2] {
+        cluster.node_mut(number).kill_daemon();
+        cluster.node_mut(number).start_daemon();
+    }
+    cluster.ready(2);
+    check(&cluster);
+    cluster.each(Node::tables_are_true);
+    cluster.each(|node| node.docker(&["network", "disconnect", "near", "guest"]).ok());
+    for node in cluster.nodes() {
+        let client = task_of(&cluster, "client", node);
+        node.resolves(&client, "guest", vec![]);
+        node.docker(&["rm", "-f", "guest"]).ok();
+    }
+    cluster.docker(&["service", "rm", "app", "own", "client"]).ok();
     removed(cluster.manager(), "near");
     cluster.finish();
+}
+
+fn task_of(cluster: &Cluster, service: &str, node: &Node) -> Netns {
+    let tasks = cluster.running(service, 2);
+    tasks.iter().find(|task| task.node == node.number).expect("one on each node").netns()
+}
+
+/// Who is on the bridge of a node: found, reached, led out and in.
+fn on_its_node(cluster: &Cluster, node: &Node) {
+    let (server, client) = (task_of(cluster, "app", node), task_of(cluster, "client", node));
+    // Whose name resolves can be reached: those of the same node.
+    for name in ["app", "own", "guest"] {
+        let found = wait_until(PATIENCE, "the name resolves", || {
+            let answer =
+                client.run(move || ask(name, A, Transport::Udp)).map_err(|error| error.to_string())?;
+            match answer.addresses()[..] {
+                [one] => Ok(one),
+                ref other => Err(format!("{name}: {other:?}")),
+            }
+        });
+        if name == "app" {
+            assert!(server.ip(&["-4", "-o", "addr"]).contains(&format!("{found}/")), "it is its own node's");
+        }
+        if name != "guest" {
+            assert_eq!(client.run(move || fetch((found, 80), "/index.html")).unwrap(), "busybox");
+        }
+    }
+    let seen = client.run(|| fetch((OUTSIDE, 80), "/")).unwrap();
+    assert_eq!(seen, format!("outside saw {}", node.address()));
+    let address = node.address();
+    for port in [8000, 8100] {
+        wait_until(PATIENCE, &format!("the published port {port} answers"), || {
+            cluster.world.netns.run(move || fetch((address, port), "/index.html")).map(drop)
+        });
+    }
 }

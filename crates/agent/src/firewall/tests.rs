@@ -11,6 +11,7 @@ fn surroundings(is_manager: bool) -> Surroundings {
         bridges: BTreeMap::new(),
         data_ports: BTreeSet::from([4789]),
         is_manager,
+        for_cluster: true,
     }
 }
 

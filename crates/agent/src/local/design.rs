@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use shoal_model::{
-    AddressPool, BridgeConfig, Driver, Labels, MacvlanConfig, MacvlanMode, NetworkId, NetworkTable,
-    NodeDriver, NodeId, Shown, TableConfig,
+    AddressPool, BridgeConfig, Driver, EndpointEntry, Labels, MacvlanConfig, MacvlanMode, NetworkId,
+    NetworkTable, NodeDriver, NodeId, Shown, TableConfig,
 };
 
 use crate::{Error, Result};
@@ -38,10 +38,36 @@ pub struct LocalSpec {
 pub(crate) struct Surroundings<'a> {
     /// Networks of this node alone that are there.
     pub(crate) present: Vec<(&'a NetworkId, &'a TableConfig)>,
+    /// The cluster's networks on this node.
+    pub(crate) beside: Vec<(&'a NetworkId, &'a TableConfig)>,
     /// Where the node's routes lead, and the subnets of other networks on it.
     pub(crate) taken: Vec<IpNet>,
     /// Subnets of the node's other bridges.
     pub(crate) own: Vec<IpNet>,
+}
+
+impl<'a> Surroundings<'a> {
+    /// All networks on this node; a configuration is none.
+    fn networks(&self) -> impl Iterator<Item = (&'a NetworkId, &'a TableConfig)> + '_ {
+        let all = self.present.iter().chain(&self.beside).copied();
+        all.filter(|(_, config)| config.driver != Driver::Configuration)
+    }
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+/// A network with this driver and these subnets cannot be beside that one: the node would have two routes to
+/// the same addresses, or they would be given out twice on one link.
+pub(crate) fn clash(driver: &Driver, pools: &[AddressPool], other: &TableConfig) -> bool {
+    let on_one_link = match (driver, &other.driver) {
+        (Driver::Bridge(_), Driver::Bridge(_)) => true,
+        (Driver::Macvlan(one), Driver::Macvlan(other)) => one.parent.is_some() && one.parent == other.parent,
+        _ => false,
+    };
+    let taken = || other.pools.iter().map(|pool| pool.subnet);
+    on_one_link && pools.iter().any(|pool| taken().any(|subnet| overlap(&subnet, &pool.subnet)))
 }
 
 /// What the network is made of, with every default filled in.
@@ -77,7 +103,7 @@ pub(crate) fn design(
     let number =
         around.present.iter().map(|(_, config)| config.vni + 1).max().unwrap_or(TableConfig::FIRST_LOCAL);
     Ok(TableConfig {
-        pools: pools(id, &spec, around)?,
+        pools: pools(id, &spec, &driver, around)?,
         name: spec.name,
         vni: number,
         internal: spec.internal || driver.is_internal(),
@@ -101,7 +127,7 @@ fn check(id: &NetworkId, driver: &Driver, spec: &LocalSpec, around: &Surrounding
     if several && matches!(driver, Driver::Bridge(_)) {
         return Err(Error::NetworkRefused("bridge driver doesn't support multiple subnets".to_owned()));
     }
-    let in_the_way = around.present.iter().find_map(|(other, config)| match (driver, &config.driver) {
+    let in_the_way = around.networks().find_map(|(other, config)| match (driver, &config.driver) {
         (Driver::Bridge(BridgeConfig { link, .. }), Driver::Bridge(theirs)) if theirs.link == *link => {
             Some(format!(
                 "cannot create network {id} ({link}): conflicts with network {other} ({link}): networks have same bridge name"
@@ -141,15 +167,31 @@ pub(crate) fn on_this_node(
             }
         }
     }
-    if let Driver::Bridge(_) = config.driver {
-        let endpoints = &mut table.endpoints;
-        endpoints.retain(|_, endpoint| Some(&endpoint.node) == node);
-        for service in table.services.values_mut() {
-            service.backends.retain(|id| endpoints.contains_key(id));
-            service.others.retain(|id| endpoints.contains_key(id));
-        }
+    // Whoever is elsewhere is out of reach.
+    if matches!(config.driver, Driver::Bridge(_)) || config.driver.is_internal() {
+        retain(&mut table, |endpoint| Some(&endpoint.node) == node);
     }
     table
+}
+
+/// A table as a node serves it that cannot build the network: none of its own is on it.
+pub(crate) fn unbuilt(mut table: NetworkTable, node: Option<&NodeId>) -> NetworkTable {
+    table.config.driver = match table.config.driver {
+        Driver::Bridge(_) => Driver::Unconfigured(NodeDriver::Bridge),
+        Driver::Macvlan(_) => Driver::Unconfigured(NodeDriver::Macvlan),
+        other => other,
+    };
+    retain(&mut table, |endpoint| Some(&endpoint.node) != node);
+    table
+}
+
+fn retain(table: &mut NetworkTable, these: impl Fn(&EndpointEntry) -> bool) {
+    let endpoints = &mut table.endpoints;
+    endpoints.retain(|_, endpoint| these(endpoint));
+    for service in table.services.values_mut() {
+        service.backends.retain(|id| endpoints.contains_key(id));
+        service.others.retain(|id| endpoints.contains_key(id));
+    }
 }
 
 // === subnets ===
@@ -161,28 +203,25 @@ fn subnets() -> impl Iterator<Item = Ipv4Net> {
     sixteens.chain(twenties)
 }
 
-fn pools(id: &NetworkId, spec: &LocalSpec, around: &Surroundings<'_>) -> Result<Vec<AddressPool>> {
-    let overlaps = |one: &IpNet, other: &IpNet| one.contains(other) || other.contains(one);
-    let own = || {
-        // A configuration has its subnets for others.
-        let real = around.present.iter().filter(|(_, config)| config.driver != Driver::Configuration);
-        real.flat_map(|(_, config)| &config.pools).map(|pool| pool.subnet)
-    };
+fn pools(
+    id: &NetworkId,
+    spec: &LocalSpec,
+    driver: &Driver,
+    around: &Surroundings<'_>,
+) -> Result<Vec<AddressPool>> {
     let mut pools = spec.pools.clone();
-    for pool in &pools {
-        let clashes = own().chain(around.own.iter().copied()).any(|other| overlaps(&other, &pool.subnet));
-        // Networks on different interfaces may well have the same addresses.
-        if clashes && spec.driver == Some(NodeDriver::Bridge) {
-            return Err(Error::NetworkRefused(
-                "Pool overlaps with other one on this address space".to_owned(),
-            ));
-        }
+    let of_node = matches!(driver, Driver::Bridge(_))
+        && pools.iter().any(|pool| around.own.iter().any(|other| overlap(other, &pool.subnet)));
+    if of_node || around.networks().any(|(_, other)| clash(driver, &pools, other)) {
+        return Err(Error::NetworkRefused("Pool overlaps with other one on this address space".to_owned()));
     }
     if pools.iter().all(|pool| pool.subnet.addr().is_ipv6()) {
         // The first is the default network's.
         let first = usize::from(spec.name != DEFAULT);
+        // What a configuration has is kept for what is made from it.
+        let own = || around.present.iter().flat_map(|(_, config)| &config.pools).map(|pool| pool.subnet);
         let is_free =
-            |subnet: &IpNet| own().chain(around.taken.iter().copied()).all(|other| !overlaps(&other, subnet));
+            |subnet: &IpNet| own().chain(around.taken.iter().copied()).all(|other| !overlap(&other, subnet));
         let found = subnets().skip(first).map(IpNet::V4).find(is_free);
         pools.insert(0, AddressPool::new(found.ok_or(Error::NoPool)?));
     }
@@ -291,6 +330,7 @@ mod tests {
     fn make(id: &NetworkId, spec: LocalSpec, present: &[(NetworkId, TableConfig)]) -> Result<TableConfig> {
         let around = Surroundings {
             present: present.iter().map(|(id, config)| (id, config)).collect(),
+            beside: Vec::new(),
             taken: vec!["172.18.4.0/24".parse().unwrap()],
             own: vec!["172.31.0.0/16".parse().unwrap()],
         };
@@ -374,15 +414,77 @@ mod tests {
     fn a_bridge_of_the_cluster_ends_at_the_node() {
         let mut sent = crate::testing::table("net", 1);
         sent.config.driver = NodeDriver::Bridge.configure(&sent.network, &Labels::new(), false).unwrap();
-        let nodes: BTreeSet<_> = sent.endpoints.values().map(|endpoint| endpoint.node.clone()).collect();
-        for node in nodes {
+        for (id, node) in [("t1", "here"), ("t2", "there")] {
+            sent.endpoints.insert(id.into(), crate::testing::endpoint(node, "10.0.1.5/24"));
+        }
+        sent.services.insert("s1".into(), crate::testing::service("web", None, &["t1", "t2"]));
+        for node in ["here", "there"].map(NodeId::new) {
             let here = on_this_node(sent.clone(), None, Some(&node));
-            assert!(!here.endpoints.is_empty());
+            assert_eq!(here.endpoints.len(), 1);
             assert!(here.endpoints.values().all(|endpoint| endpoint.node == node));
+            assert_eq!(here.services.values().next().unwrap().backends.len(), 1);
         }
         let elsewhere = on_this_node(sent, None, Some(&NodeId::new("another")));
         assert!(elsewhere.endpoints.is_empty());
         assert!(elsewhere.services.values().all(|service| service.backends.is_empty()));
+    }
+
+    #[test]
+    fn no_address_is_there_twice_on_one_link() {
+        let subnet = vec![AddressPool::new("10.4.0.0/24".parse().unwrap())];
+        let on = |driver, parent: &str| {
+            with(LocalSpec { pools: subnet.clone(), ..spec("other", driver) }, &[("parent", parent)])
+        };
+        let lan =
+            make(&id("a"), LocalSpec { name: "lan".into(), ..on(NodeDriver::Macvlan, "eth0") }, &[]).unwrap();
+        let present = [(id("a"), lan.clone())];
+        let refused = |made: Result<TableConfig>| matches!(made, Err(Error::NetworkRefused(_)));
+        assert!(refused(make(&id("b"), on(NodeDriver::Macvlan, "eth0"), &present)));
+        make(&id("b"), on(NodeDriver::Macvlan, "eth1"), &present).unwrap();
+        let bridge = || LocalSpec { pools: subnet.clone(), ..spec("near", NodeDriver::Bridge) };
+        let near = make(&id("b"), bridge(), &present).unwrap();
+        // The cluster's networks count, too; a configuration has its subnets for others.
+        let beside = |config: &TableConfig, spec: LocalSpec| {
+            let other = id("c");
+            let around = Surroundings {
+                present: Vec::new(),
+                beside: vec![(&other, config)],
+                taken: Vec::new(),
+                own: Vec::new(),
+            };
+            design(&id("d"), spec, &around, Timestamp::UNIX_EPOCH)
+        };
+        assert!(refused(beside(&near, bridge())) && refused(beside(&lan, on(NodeDriver::Macvlan, "eth0"))));
+        assert!(clash(&near.driver, &near.pools, &near) && !clash(&near.driver, &near.pools, &lan));
+        let only = LocalSpec { driver: None, pools: Vec::new(), ..spec("part", NodeDriver::Bridge) };
+        let only = make(&id("e"), only, &[]).unwrap();
+        let present = [(id("e"), only.clone())];
+        let next = make(&id("f"), spec("next", NodeDriver::Bridge), &present).unwrap();
+        assert_ne!(next.pools, only.pools, "what a configuration has is kept for what is made from it");
+        let from = LocalSpec { config_from: Some("part".into()), ..spec("from", NodeDriver::Bridge) };
+        assert_eq!(make(&id("f"), from, &present).unwrap().pools, only.pools);
+    }
+
+    #[test]
+    fn nobody_is_on_a_network_that_cannot_be_built() {
+        let mut sent = crate::testing::table("net", 1);
+        sent.config.driver = NodeDriver::Macvlan
+            .configure(&sent.network, &[("parent".to_owned(), "eth9".to_owned())].into(), false)
+            .unwrap();
+        for (id, node) in [("t1", "here"), ("t2", "there")] {
+            sent.endpoints.insert(id.into(), crate::testing::endpoint(node, "10.0.1.5/24"));
+        }
+        sent.services.insert("s1".into(), crate::testing::service("web", None, &["t1", "t2"]));
+        let here = NodeId::new("here");
+        let unbuilt = unbuilt(sent.clone(), Some(&here));
+        assert_eq!(unbuilt.config.driver, Driver::Unconfigured(NodeDriver::Macvlan));
+        let left: Vec<_> = unbuilt.endpoints.keys().map(|id| id.as_str()).collect();
+        assert_eq!(left, ["t2"], "names of others are served all the same");
+        assert_eq!(unbuilt.services.values().next().unwrap().backends.len(), 1);
+        // Without a parent it ends at the node, like a bridge.
+        sent.config.driver = NodeDriver::Macvlan.configure(&sent.network, &Labels::new(), false).unwrap();
+        let own = on_this_node(sent, None, Some(&here));
+        assert_eq!(own.endpoints.keys().map(|id| id.as_str()).collect::<Vec<_>>(), ["t1"]);
     }
 
     #[test]

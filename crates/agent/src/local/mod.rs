@@ -20,8 +20,9 @@ use crate::node::Node;
 use crate::{Error, Result, lock};
 
 pub use self::design::LocalSpec;
+pub(crate) use self::design::unbuilt;
 pub(crate) use self::design::{DEFAULT, DEFAULT_LINK};
-use self::design::{Surroundings, address, design, on_this_node};
+use self::design::{Surroundings, address, clash, design, on_this_node};
 
 /// One of them as it is kept on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,22 +144,27 @@ impl Locals {
     }
 
     /// A cluster's table as it is on this node.
-    pub(crate) fn on_this_node(&self, table: Arc<NetworkTable>, node: Option<&NodeId>) -> Arc<NetworkTable> {
-        if table.config.is_local() || table.config.is_overlay() {
-            return table;
-        }
+    pub(crate) fn on_this_node(&self, table: &NetworkTable, node: Option<&NodeId>) -> NetworkTable {
         let networks = lock(&self.networks);
         let from = table.config.config_from.as_deref();
         let named = from.and_then(|from| networks.values().find(|present| present.config.name == from));
         let configuration = named.filter(|present| present.is_configuration());
         let configuration = configuration.map(|present| &present.config);
-        Arc::new(on_this_node(NetworkTable::clone(&table), configuration, node))
+        on_this_node(table.clone(), configuration, node)
+    }
+
+    /// Which of the node's own networks a cluster's gets in the way of.
+    pub(crate) fn clash(&self, config: &TableConfig) -> Option<String> {
+        let networks = lock(&self.networks);
+        let mut own = networks.values().map(|present| &present.config);
+        let other = own.find(|own| clash(&config.driver, &config.pools, own))?;
+        Some(format!("network {} of this node has the same addresses, on the same link", other.name))
     }
 
     /// Tells of what has changed about configurations.
     fn tell(&self) {
-        let now = configurations(&lock(&self.networks));
         self.configurations.send_if_modified(|told| {
+            let now = configurations(&lock(&self.networks));
             let changed = *told != now;
             *told = now;
             changed
@@ -230,7 +236,9 @@ impl Locals {
             self.put(node, &id);
             node.tables.in_effect(&id).await;
         }
-        node.events.network("create", &id, &network.config, None);
+        if network.config.name != DEFAULT {
+            node.events.network("create", &id, &network.config, None);
+        }
         Ok(id)
     }
 
@@ -260,8 +268,10 @@ impl Locals {
         let mut networks = lock(&self.networks);
         let tables = node.tables.in_force().borrow().clone();
         let pools = tables.values().flat_map(|table| &table.config.pools).map(|pool| pool.subnet);
+        let of_cluster = tables.values().filter(|table| !table.config.is_local());
         let around = Surroundings {
             present: networks.iter().map(|(id, present)| (id, &present.config)).collect(),
+            beside: of_cluster.map(|table| (&table.network, &table.config)).collect(),
             taken: occupied.into_iter().chain(pools).collect(),
             own,
         };

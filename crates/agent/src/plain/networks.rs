@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use shoal_model::IdGenerator;
 use shoal_model::{
-    Attachment, ContainerId, Driver, EndpointId, Healthcheck, MacAddr, NetworkId, PlaceAnswer, RefusalReason,
+    Attachment, ContainerId, EndpointId, Healthcheck, MacAddr, NetworkId, PlaceAnswer, RefusalReason,
     TableConfig,
 };
 use shoal_runtime::Image;
@@ -54,7 +54,10 @@ pub(super) async fn attach(node: &Node, record: &PlainRecord) -> Result<Vec<Atta
     let networks: Vec<_> = attachments.iter().map(|attachment| attachment.network.clone()).collect();
     let ready = tokio::time::timeout(TABLES_BOUND, node.tables.ready(&endpoint, &networks)).await;
     let first = || record.spec.places.first().map(|place| place.network.clone()).unwrap_or_default();
-    ready.map_err(|_| Error::NotInForce(first()))?;
+    ready.map_err(|_| match node.tables.obstacle(networks.iter()) {
+        Some(obstacle) => Error::NetworkRefused(obstacle),
+        None => Error::NotInForce(first()),
+    })?;
     Ok(attachments)
 }
 
@@ -184,17 +187,7 @@ pub(super) async fn former_ports(node: &Node, record: &PlainRecord) -> Vec<Bindi
     known.collect()
 }
 
-/// Where the node reaches the container: on the bridge that its way out leads over, or on its gateway link.
 async fn ways_in(node: &Node, record: &PlainRecord) -> Result<Vec<IpAddr>> {
-    let bridged = record.spec.places.iter().zip(&record.attachments).filter_map(|(place, attachment)| {
-        let config = &place.local.as_ref()?.config;
-        let leads_out = !config.internal && matches!(config.driver, Driver::Bridge(_));
-        leads_out.then_some((&config.name, attachment))
-    });
-    if let Some((_, attachment)) = bridged.min_by_key(|(name, _)| *name) {
-        let addresses = [Some(attachment.address), attachment.address_v6].into_iter().flatten();
-        return Ok(addresses.map(|address| address.addr()).collect());
-    }
     let sandbox = node.fabric.sandbox(record.id.as_str()).await?;
     Ok(sandbox.map(|sandbox| prepare::way_in(node, record.tenant(), &sandbox)).unwrap_or_default())
 }

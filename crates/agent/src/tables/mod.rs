@@ -57,6 +57,8 @@ struct Wishes {
     /// place on a node, so that the next one has to wait for it.
     ingress: Option<NetworkId>,
     published: Published,
+    /// Why networks cannot be built here.
+    obstacles: BTreeMap<NetworkId, String>,
 }
 
 /// One network as it is to be.
@@ -108,6 +110,8 @@ pub(crate) struct Job {
     wish: Option<Wish>,
     /// This node's endpoints that will never answer again.
     dead: Arc<BTreeSet<EndpointId>>,
+    /// Why the node cannot build it; found out with the work.
+    obstacle: Option<String>,
     /// Begin with a look at what kernel and resolver really hold.
     doubted: bool,
 }
@@ -189,6 +193,11 @@ impl Tables {
             dirty.extend(concerned.map(|table| table.network.clone()));
             self.wake.notify_one();
         }
+    }
+
+    /// All of them as they were sent last.
+    pub(crate) fn sent_tables(&self) -> BTreeMap<NetworkId, Arc<NetworkTable>> {
+        lock(&self.wishes).tables.clone()
     }
 
     /// A table as the manager sent it last.
@@ -311,6 +320,23 @@ impl Tables {
         all_local && wishes.dirty.is_empty() && wishes.at_work.is_empty()
     }
 
+    fn note(&self, network: &NetworkId, obstacle: Option<String>) {
+        let mut wishes = lock(&self.wishes);
+        let before = match &obstacle {
+            Some(text) => wishes.obstacles.insert(network.clone(), text.clone()),
+            None => wishes.obstacles.remove(network),
+        };
+        if let Some(text) = obstacle.filter(|text| before.as_ref() != Some(text)) {
+            tracing::warn!(%network, reason = text, "a network of the cluster cannot be built on this node");
+        }
+    }
+
+    /// Why one of these networks cannot be built on this node.
+    pub(crate) fn obstacle<'a>(&self, mut networks: impl Iterator<Item = &'a NetworkId>) -> Option<String> {
+        let wishes = lock(&self.wishes);
+        networks.find_map(|network| wishes.obstacles.get(network).cloned())
+    }
+
     fn done(&self, network: NetworkId, outcome: Outcome) {
         let mut wishes = lock(&self.wishes);
         wishes.at_work.remove(&network);
@@ -334,7 +360,7 @@ impl Tables {
     /// The networks to work on now. Those that failed wait for their time, and never take every place.
     fn take(&self, failures: &Failures, now: Instant) -> Vec<Job> {
         let mut wishes = lock(&self.wishes);
-        let Wishes { tables, marks, dirty, at_work, doubted, ingress, published } = &mut *wishes;
+        let Wishes { tables, marks, dirty, at_work, doubted, ingress, published, .. } = &mut *wishes;
         marks
             .retain(|id, mark| !mark.orphan || tables.values().any(|table| table.endpoints.contains_key(id)));
         let withdrawn: BTreeSet<EndpointId> = marks.keys().cloned().collect();
@@ -364,6 +390,7 @@ impl Tables {
         let job = |network: NetworkId| Job {
             wish: tables.get(&network).map(&mut wish),
             dead: dead.clone(),
+            obstacle: None,
             doubted: doubted.remove(&network),
             network,
         };

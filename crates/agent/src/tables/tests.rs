@@ -218,8 +218,8 @@ fn the_next_ingress_network_waits_until_nothing_is_left_of_the_last() {
 struct Hanging(NetworkId);
 
 impl work::Force for Hanging {
-    fn on_this_node(&self, table: Arc<NetworkTable>) -> Arc<NetworkTable> {
-        table
+    async fn on_this_node(&self, table: Arc<NetworkTable>) -> (Arc<NetworkTable>, Option<String>) {
+        (table, None)
     }
 
     fn sweep(&self, _: &BTreeMap<NetworkId, Arc<NetworkTable>>) -> BTreeMap<NetworkId, plan::Held> {

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{self, Held, Own, Step};
 use super::{AT_ONCE, Failure, Failures, Job, Outcome, RETRIES_AT_ONCE, Tables};
 use crate::host_ports::HostPorts;
-use crate::local::Locals;
+use crate::local::{self, Locals};
 use crate::resolver::Resolver;
 use crate::store::NodeStore;
 use crate::{Membership, Result, lock};
@@ -53,8 +53,12 @@ pub(crate) trait Force {
     /// removed.
     fn sweep(&self, tables: &BTreeMap<NetworkId, Arc<NetworkTable>>) -> BTreeMap<NetworkId, Held>;
 
-    /// A table with what only the node itself knows of its network.
-    fn on_this_node(&self, table: Arc<NetworkTable>) -> Arc<NetworkTable>;
+    /// A table with what only the node itself knows of its network. What the node cannot build, and why: then
+    /// none of its own is on the network, but its names are served, and nobody waits for the node.
+    fn on_this_node(
+        &self,
+        table: Arc<NetworkTable>,
+    ) -> impl Future<Output = (Arc<NetworkTable>, Option<String>)> + Send;
 
     /// Does one job to its end, noting in `held` what has been done.
     fn perform(&self, job: &Job, held: &mut Held) -> impl Future<Output = Result<()>> + Send;
@@ -68,8 +72,9 @@ struct Worked {
 }
 
 async fn work(force: &impl Force, mut job: Job, mut held: Held) -> Worked {
+    job.obstacle = None;
     if let Some(wish) = &mut job.wish {
-        wish.served = force.on_this_node(wish.served.clone());
+        (wish.served, job.obstacle) = force.on_this_node(wish.served.clone()).await;
     }
     let outcome = force.perform(&job, &mut held).await;
     Worked { job, held, outcome }
@@ -114,7 +119,8 @@ impl Tables {
     }
 
     fn settle(&self, worked: Worked, held: &mut BTreeMap<NetworkId, Held>, failures: &mut Failures) {
-        let Worked { job: Job { network, wish, .. }, held: now_held, outcome } = worked;
+        let Worked { job: Job { network, wish, obstacle, .. }, held: now_held, outcome } = worked;
+        self.note(&network, obstacle);
         if let Err(error) = outcome {
             tracing::warn!(%network, %error, "network table not in force yet, trying again");
             let failure = Failure::after(failures.get(&network).copied(), Instant::now());
@@ -166,9 +172,19 @@ impl Force for Effects {
         held
     }
 
-    fn on_this_node(&self, table: Arc<NetworkTable>) -> Arc<NetworkTable> {
+    async fn on_this_node(&self, table: Arc<NetworkTable>) -> (Arc<NetworkTable>, Option<String>) {
+        if table.config.is_local() || table.config.is_overlay() {
+            return (table, None);
+        }
         let node = self.membership.borrow().as_ref().map(|member| member.node.clone());
-        self.locals.on_this_node(table, node.as_ref())
+        let table = self.locals.on_this_node(&table, node.as_ref());
+        let obstacle = match self.locals.clash(&table.config) {
+            Some(text) => Some(text),
+            // What cannot be found out now shows when it is built.
+            None => self.fabric.obstacle(&table).await.ok().flatten().map(|error| error.to_string()),
+        };
+        let table = if obstacle.is_some() { local::unbuilt(table, node.as_ref()) } else { table };
+        (Arc::new(table), obstacle)
     }
 
     async fn perform(&self, job: &Job, held: &mut Held) -> Result<()> {
@@ -178,7 +194,7 @@ impl Force for Effects {
 
 /// Performs one network's plan, noting in `held` what has been done.
 async fn bring_into_force(effects: &Effects, job: &Job, held: &mut Held) -> Result<()> {
-    let Job { network, wish, dead, doubted } = job;
+    let Job { network, wish, dead, doubted, .. } = job;
     let wish = wish.as_ref();
     let wanted = wish.map(|wish| &*wish.served);
     if *doubted {

@@ -14,6 +14,7 @@ fn nothing() -> Observed {
         container: Container::Absent,
         sandbox: false,
         networks_ready: true,
+        obstacle: None,
         values_known: true,
         values: false,
         health: None,
@@ -118,6 +119,24 @@ fn nothing_is_made_before_the_networks_are_in_force() {
     node.settle();
     assert_eq!(node.record.progress.status.state, TaskState::Preparing);
     node.seen.networks_ready = true;
+    node.settle();
+    assert_eq!(node.record.progress.status.state, TaskState::Running);
+}
+
+#[test]
+fn a_task_whose_network_cannot_be_built_here_is_another_nodes() {
+    let obstacle = Some("no interface eth9 on this node".to_owned());
+    let seen = Observed { networks_ready: false, obstacle, ..nothing() };
+    let mut node = Pretended::new(record(), seen.clone());
+    node.settle();
+    let status = &node.record.progress.status;
+    assert_eq!(
+        (status.state, status.error.as_str()),
+        (TaskState::Rejected, "no interface eth9 on this node")
+    );
+    // Whatever runs goes on.
+    let container = Container::Running { pid: 7 };
+    let mut node = Pretended::new(record(), Observed { container, ..seen });
     node.settle();
     assert_eq!(node.record.progress.status.state, TaskState::Running);
 }

@@ -2,7 +2,7 @@
 
 use shoal_model::{
     IdGenerator, MTU_OPTION, Meta, Network, NetworkDriver, NetworkId, NetworkSpec, NodeDriver, Object,
-    ObjectKey, PublishMode, TaskState, check_pool,
+    ObjectKey, PARENT_OPTION, PublishMode, TaskState, check_pool,
 };
 
 use super::service::check_name;
@@ -55,7 +55,10 @@ fn check(draft: &Draft, spec: &NetworkSpec) -> Result<(), ControlError> {
     }
     match spec.driver.of_node() {
         None => check_overlay(spec)?,
-        Some(kind) => check_of_node(kind, spec)?,
+        Some(kind) => {
+            check_of_node(kind, spec)?;
+            check_beside(draft, spec)?;
+        }
     }
     for (index, pool) in spec.pools.iter().enumerate() {
         check_pool(pool).map_err(ControlError::invalid)?;
@@ -96,6 +99,29 @@ fn check_of_node(kind: NodeDriver, spec: &NetworkSpec) -> Result<(), ControlErro
     }
     let looked_at = kind.configure(&NetworkId::new(&spec.name), &spec.options, spec.internal);
     looked_at.map(drop).map_err(ControlError::invalid)
+}
+
+/// No address is given out twice on one link.
+fn check_beside(draft: &Draft, spec: &NetworkSpec) -> Result<(), ControlError> {
+    let parent =
+        |spec: &NetworkSpec| spec.options.get(PARENT_OPTION).filter(|parent| !parent.is_empty()).cloned();
+    for other in draft.state().networks().map(|network| &network.spec) {
+        if spec.config_from.is_some() && other.config_from == spec.config_from {
+            let from = spec.config_from.as_deref().unwrap_or_default();
+            let text = format!("configuration network {from:?} is what network {} is made from", other.name);
+            return Err(ControlError::invalid(text));
+        }
+        let on_one_link = spec.driver == NetworkDriver::Macvlan
+            && other.driver == spec.driver
+            && parent(spec).is_some()
+            && parent(spec) == parent(other);
+        let both = spec.pools.iter().flat_map(|pool| other.pools.iter().map(move |other| (pool, other)));
+        if on_one_link && both.into_iter().any(|(one, other)| overlap(one.subnet, other.subnet)) {
+            let text = format!("network {} has the same addresses on the same interface", other.name);
+            return Err(ControlError::invalid(text));
+        }
+    }
+    Ok(())
 }
 
 /// Docker's engine takes network names that are no DNS labels (`my.net`): only what would not survive

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_model::{GuestAnswer, GuestRequest, NodeId};
+use shoal_model::{GuestAnswer, GuestRequest, Node, NodeDescription, NodeId, Object};
 use shoal_protocol::encode;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::{GuestAnswers, ManagerMessage};
@@ -54,7 +54,15 @@ pub(super) async fn answer(dispatcher: Arc<Dispatcher>, mut statements: mpsc::Re
 
 async fn carry_out(dispatcher: &Dispatcher, statement: &Statement) -> Result<Vec<GuestAnswer>, Error> {
     let Statement { node, wanted, .. } = statement;
+    let described = dispatcher.described(node);
     let decide = |draft: &mut crate::draft::Draft, now, ids: &mut _| {
+        // What it said of itself before counts already, though no plan has taken it up yet.
+        let known = draft.state().node(node).zip(described.as_ref());
+        if let Some((known, described)) = known.filter(|(known, described)| known.description != ***described)
+        {
+            let description = NodeDescription::clone(described);
+            draft.put(Object::Node(Node { description, ..Node::clone(known) }));
+        }
         Ok(control::state_guests(draft, now, ids, node, wanted))
     };
     dispatcher.shared.transact(decide).await

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use shoal_model::{Deposit, NetworkId, Node, NodeDescription, NodeId, Object, TableVersion, TaskId};
+use shoal_model::{
+    AddressPool, Deposit, NetworkId, Node, NodeDescription, NodeId, Object, TableVersion, TaskId, check_pool,
+};
 use shoal_protocol::session::dispatcher_server::Dispatcher as DispatcherService;
 use shoal_protocol::session::manager_message::Message as Down;
 use shoal_protocol::session::node_message::Message as Up;
@@ -85,7 +87,7 @@ impl Sessions {
         let node = NodeId::new(&hello.node_id);
         let state = self.0.shared.state();
         let expires = authorise(&state, &node, peer)?;
-        let description = decode(&hello.description).map_err(malformed)?;
+        let description = described(&hello.description)?;
         let held = hello.held.iter().map(TableAck::parts).collect();
         let patience = Patience::of(&state);
         let heartbeat_period_ms = u64::try_from(patience.beat.as_millis()).unwrap_or(u64::MAX);
@@ -217,7 +219,8 @@ async fn run(
     let id = dispatcher.next_session.fetch_add(1, Ordering::Relaxed);
     let (view, views) = watch::channel(Arc::default());
     let (outlet, orders) = mpsc::channel(ORDERS_MAX);
-    let outlet = Outlet { session: id, orders: outlet, view: views.clone() };
+    let described = Arc::new(description.clone());
+    let outlet = Outlet { session: id, orders: outlet, view: views.clone(), description: described };
     if lock(&dispatcher.outlets).insert(node.clone(), outlet).is_some() {
         // What was subscribed and asked in the session before ended with it.
         dispatcher.logs.node_left(&node);
@@ -252,6 +255,15 @@ async fn run(
     dispatcher.drop_outlet(&node, id);
     // Refused only when the manager stops.
     let _ = dispatcher.events.send(Event::Closed { node, id }).await;
+}
+
+/// What a node says of itself. A node looks at what its user says of networks; one that does not is not to
+/// have us stumble.
+fn described(payload: &[u8]) -> Result<NodeDescription, Status> {
+    let mut description: NodeDescription = decode(payload).map_err(malformed)?;
+    let makes_sense = |pools: &Vec<AddressPool>| pools.iter().all(|pool| check_pool(pool).is_ok());
+    description.configurations.retain(|_, pools| makes_sense(pools));
+    Ok(description)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -369,7 +381,12 @@ async fn take(
             Event::Acked { node: node.clone(), id, network, version }
         }
         Up::Description(payload) => {
-            let description = decode(&payload).map_err(malformed)?;
+            let description = described(&payload)?;
+            if let Some(outlet) =
+                lock(&dispatcher.outlets).get_mut(node).filter(|outlet| outlet.session == id)
+            {
+                outlet.description = Arc::new(description.clone());
+            }
             Event::Described { node: node.clone(), id, description }
         }
         message => {

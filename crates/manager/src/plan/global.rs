@@ -45,7 +45,12 @@ pub(super) fn may_have(planner: &Planner<'_>, service: &Service, place: &Place) 
     if !service.spec.mode.is_global() {
         return false;
     }
-    let takes_tasks = |node: &Node| !node.is_down() && node.spec.availability == Availability::Active;
+    // One that has a task already keeps it, should it say nothing of a configuration any more.
+    let configurations = schedule::configurations(planner.state(), &service.spec.task);
+    let takes_tasks = |node: &Node| {
+        let has = |name: &String| node.description.configurations.contains_key(name);
+        !node.is_down() && node.spec.availability == Availability::Active && configurations.iter().all(has)
+    };
     planner.state().node(node).is_some_and(|node| takes_tasks(node) && is_asked_for(service, node))
 }
 

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use shoal_model::{
-    Availability, Node, NodeId, Placement, Protocol, PublishMode, ServiceId, Task, TaskState, TaskStatus,
+    Availability, Node, NodeId, Placement, Protocol, PublishMode, ServiceId, Task, TaskSpec, TaskState,
+    TaskStatus,
 };
 
 use shoal_store::State;
@@ -78,7 +79,7 @@ pub(super) fn plan(planner: &mut Planner<'_>, addresses: &mut Addresses) {
             .entry(task.service.clone())
             .or_insert_with(|| failures::by_node(planner.state(), &task.service, planner.now.wall));
         let mut needs =
-            Needs { configurations: configurations(planner.state(), &task), full: BTreeSet::new() };
+            Needs { configurations: configurations(planner.state(), &task.spec), full: BTreeSet::new() };
         let mut task = Task::clone(&task);
         let chosen = loop {
             match choose(&nodes, &loads, failures, &task, &needs) {
@@ -111,8 +112,9 @@ struct Needs {
     full: BTreeSet<NodeId>,
 }
 
-fn configurations(state: &State, task: &Task) -> BTreeSet<String> {
-    let networks = task.spec.networks.iter().filter_map(|target| state.network(&target.network));
+/// What a task's networks are made from on each node.
+pub(super) fn configurations(state: &State, spec: &TaskSpec) -> BTreeSet<String> {
+    let networks = spec.networks.iter().filter_map(|target| state.network(&target.network));
     networks.filter_map(|network| network.spec.config_from.clone()).collect()
 }
 

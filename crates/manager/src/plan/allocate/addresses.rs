@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use shoal_model::{AddressPool, Attachment, Network, NetworkId, NodeId, Object};
+use shoal_model::{AddressPool, Attachment, Network, NetworkDriver, NetworkId, NodeId, Object};
 use shoal_store::State;
 
 use super::super::Draft;
@@ -88,10 +88,16 @@ impl Addresses {
 
     /// The address that has rested longest, of those that only nodes which are down may still send to.
     fn wake(&mut self, draft: &Draft, network: &Network, family: &[&AddressPool]) -> Option<IpNet> {
+        // On a network that others are on, who is cut off from the manager may well be answered.
+        if network.spec.driver == NetworkDriver::Macvlan {
+            return None;
+        }
         let down = |node: &NodeId| draft.state().node(node).is_none_or(|node| node.is_down());
         let mut resting = network.state.iter().flat_map(|state| &state.resting);
         let found = resting.find_map(|resting| {
-            let pool = family.iter().find(|pool| pool.subnet.contains(&resting.address))?;
+            let pool = family.iter().find(|pool| {
+                pool.subnet.contains(&resting.address) && span(pool).contains(resting.address)
+            })?;
             let free = resting.holders.iter().all(down)
                 && !self.woken.contains(&(network.id.clone(), resting.address));
             free.then(|| with_prefix(resting.address, pool.subnet))
