@@ -25,6 +25,7 @@ mod leftovers;
 mod locals;
 mod macvlan;
 mod metrics;
+mod names;
 mod networks;
 mod options;
 mod overlay;

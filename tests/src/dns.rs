@@ -5,20 +5,29 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 pub const A: u16 = 1;
+pub const NS: u16 = 2;
+pub const CNAME: u16 = 5;
+pub const SOA: u16 = 6;
 pub const PTR: u16 = 12;
 pub const MX: u16 = 15;
 pub const TXT: u16 = 16;
 pub const AAAA: u16 = 28;
 pub const SRV: u16 = 33;
+pub const OPT: u16 = 41;
+pub const SVCB: u16 = 64;
 pub const HTTPS: u16 = 65;
+pub const ANY: u16 = 255;
 
 pub const NOERROR: u8 = 0;
 pub const SERVFAIL: u8 = 2;
 pub const NXDOMAIN: u8 = 3;
+pub const REFUSED: u8 = 5;
 
 /// Where a container asks.
 pub const RESOLVER: &str = "127.0.0.11:53";
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Always the same: each socket asks one question.
+const ID: u16 = 0x1234;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -32,10 +41,17 @@ pub struct Answer {
     pub rcode: u8,
     pub truncated: bool,
     pub records: Vec<Record>,
+    /// What comes with the answers; without the OPT record.
+    pub additional: Vec<Record>,
+    /// The size in the server's OPT record, if it sent one (RFC 6891).
+    pub edns: Option<u16>,
+    /// Of the whole message.
+    pub bytes: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
+    pub owner: String,
     pub kind: u16,
     pub ttl: u32,
     pub data: Data,
@@ -45,6 +61,12 @@ pub struct Record {
 pub enum Data {
     Address(IpAddr),
     Name(String),
+    Service {
+        target: String,
+        port: u16,
+    },
+    /// Of an OPT record.
+    Size(u16),
     Other(Vec<u8>),
 }
 
@@ -79,16 +101,24 @@ pub fn ask(name: &str, kind: u16, transport: Transport) -> std::io::Result<Answe
     ask_at(RESOLVER, name, kind, transport)
 }
 
+/// The same as a client that says with EDNS how large a datagram it takes.
+pub fn ask_for(name: &str, kind: u16, transport: Transport, bytes: u16) -> std::io::Result<Answer> {
+    exchange(RESOLVER, &with_edns(query(ID, name, kind), bytes), transport)
+}
+
 /// Asks a server.
 pub fn ask_at(server: &str, name: &str, kind: u16, transport: Transport) -> std::io::Result<Answer> {
-    let query = query(name, kind);
+    exchange(server, &query(ID, name, kind), transport)
+}
+
+fn exchange(server: &str, query: &[u8], transport: Transport) -> std::io::Result<Answer> {
     let reply = match transport {
         Transport::Udp => {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_read_timeout(Some(TIMEOUT))?;
             // Unconnected on purpose: the reply must come from the address that was asked.
-            socket.send_to(&query, server)?;
-            let mut buffer = [0; 4096];
+            socket.send_to(query, server)?;
+            let mut buffer = [0; 1 << 16];
             let (length, from) = socket.recv_from(&mut buffer)?;
             if from.to_string() != server {
                 return Err(std::io::Error::other(format!("reply came from {from}")));
@@ -99,7 +129,7 @@ pub fn ask_at(server: &str, name: &str, kind: u16, transport: Transport) -> std:
             let mut stream = TcpStream::connect(server)?;
             stream.set_read_timeout(Some(TIMEOUT))?;
             stream.write_all(&(query.len() as u16).to_be_bytes())?;
-            stream.write_all(&query)?;
+            stream.write_all(query)?;
             let mut length = [0; 2];
             stream.read_exact(&mut length)?;
             let mut reply = vec![0; u16::from_be_bytes(length) as usize];
@@ -110,15 +140,25 @@ pub fn ask_at(server: &str, name: &str, kind: u16, transport: Transport) -> std:
     parse(&reply).ok_or_else(|| std::io::Error::other(format!("malformed reply {}", hex::encode(&reply))))
 }
 
-/// The name under which an IPv4 address is looked up in reverse.
-pub fn reverse(address: Ipv4Addr) -> String {
-    let [a, b, c, d] = address.octets();
-    format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+/// The name under which an address is looked up in reverse.
+pub fn reverse(address: impl Into<IpAddr>) -> String {
+    match address.into() {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(v6) => {
+            let nibbles = v6.octets().into_iter().rev().flat_map(|byte| [byte & 15, byte >> 4]);
+            let labels: Vec<String> = nibbles.map(|nibble| format!("{nibble:x}")).collect();
+            format!("{}.ip6.arpa", labels.join("."))
+        }
+    }
 }
 
-fn query(name: &str, kind: u16) -> Vec<u8> {
-    // Header: a fixed id is fine on a socket that asks one question; RD set, one question.
-    let mut message = vec![0x12, 0x34, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0];
+/// A question as it goes over the wire: RD set, one question.
+pub fn query(id: u16, name: &str, kind: u16) -> Vec<u8> {
+    let mut message = vec![0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0];
+    message.splice(..0, id.to_be_bytes());
     for label in name.trim_end_matches('.').split('.') {
         message.push(label.len() as u8);
         message.extend_from_slice(label.as_bytes());
@@ -129,16 +169,48 @@ fn query(name: &str, kind: u16) -> Vec<u8> {
     message
 }
 
+/// Adds an OPT record without options (RFC 6891 §6.1.2).
+fn with_edns(mut query: Vec<u8>, bytes: u16) -> Vec<u8> {
+    query[11] = 1;
+    query.extend_from_slice(&[0, 0, OPT as u8]);
+    query.extend_from_slice(&bytes.to_be_bytes());
+    query.extend_from_slice(&[0; 6]);
+    query
+}
+
 fn parse(message: &[u8]) -> Option<Answer> {
-    if message.len() < 12 || message[..2] != [0x12, 0x34] || message[2] & 0x80 == 0 {
+    if message.len() < 12 || message[..2] != ID.to_be_bytes() || message[2] & 0x80 == 0 {
         return None;
     }
-    let count = u16::from_be_bytes([message[6], message[7]]);
-    let (_, mut place) = name_at(message, 12)?;
-    place += 4;
+    let count = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]).into();
+    let (_, place) = name_at(message, 12)?;
+    let (records, place) = records_at(message, place + 4, count(6))?;
+    let (_, place) = records_at(message, place, count(8))?;
+    let (mut additional, end) = records_at(message, place, count(10))?;
+    let mut edns = None;
+    additional.retain(|record| match record.data {
+        Data::Size(bytes) => {
+            edns = Some(bytes);
+            false
+        }
+        _ => true,
+    });
+    let answer = Answer {
+        rcode: message[3] & 0x0f,
+        truncated: message[2] & 0x02 != 0,
+        records,
+        additional,
+        edns,
+        bytes: message.len(),
+    };
+    (end == message.len()).then_some(answer)
+}
+
+/// So many records from `place` on, and where they end.
+fn records_at(message: &[u8], mut place: usize, count: usize) -> Option<(Vec<Record>, usize)> {
     let mut records = Vec::new();
     for _ in 0..count {
-        let (_, fixed) = name_at(message, place)?;
+        let (owner, fixed) = name_at(message, place)?;
         let field = |at: usize| Some(u16::from_be_bytes([*message.get(at)?, *message.get(at + 1)?]));
         let (kind, length) = (field(fixed)?, field(fixed + 8)? as usize);
         let ttl = u32::from(field(fixed + 4)?) << 16 | u32::from(field(fixed + 6)?);
@@ -147,12 +219,14 @@ fn parse(message: &[u8]) -> Option<Answer> {
             A => Data::Address(IpAddr::from(<[u8; 4]>::try_from(data).ok()?)),
             AAAA => Data::Address(IpAddr::from(<[u8; 16]>::try_from(data).ok()?)),
             PTR => Data::Name(name_at(message, fixed + 10)?.0),
+            SRV => Data::Service { target: name_at(message, fixed + 16)?.0, port: field(fixed + 14)? },
+            OPT => Data::Size(field(fixed + 2)?),
             _ => Data::Other(data.to_vec()),
         };
-        records.push(Record { kind, ttl, data });
+        records.push(Record { owner, kind, ttl, data });
         place = fixed + 10 + length;
     }
-    Some(Answer { rcode: message[3] & 0x0f, truncated: message[2] & 0x02 != 0, records })
+    Some((records, place))
 }
 
 /// The name at `place`, following compression pointers (RFC 1035 §4.1.4), and where it ends.
@@ -249,13 +323,14 @@ mod tests {
     #[test]
     fn the_stub_answers_what_the_client_understands() {
         let stub = Stub { names: vec![("a.example".to_owned(), Ipv4Addr::new(192, 0, 2, 7))] };
-        let (name, reply) = stub.reply(&query("A.example", A)).unwrap();
+        let (name, reply) = stub.reply(&query(ID, "A.example", A)).unwrap();
         assert_eq!(name, "A.example");
         let answer = parse(&reply).unwrap();
         assert_eq!((answer.rcode, answer.addresses()), (NOERROR, vec!["192.0.2.7".parse().unwrap()]));
-        let (_, reply) = stub.reply(&query("a.example", AAAA)).unwrap();
-        assert_eq!(parse(&reply).unwrap(), Answer { rcode: NOERROR, truncated: false, records: vec![] });
-        let (_, reply) = stub.reply(&query("b.example", A)).unwrap();
+        let (_, reply) = stub.reply(&query(ID, "a.example", AAAA)).unwrap();
+        let answer = parse(&reply).unwrap();
+        assert_eq!((answer.rcode, answer.records.len(), answer.edns), (NOERROR, 0, None));
+        let (_, reply) = stub.reply(&with_edns(query(ID, "b.example", A), 1232)).unwrap();
         assert_eq!(parse(&reply).unwrap().rcode, NXDOMAIN);
     }
 }

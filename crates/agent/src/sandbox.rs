@@ -54,13 +54,15 @@ pub(crate) fn uses_host(task: &Task) -> bool {
     task.attachments.is_empty() && !task.spec.networks.is_empty()
 }
 
-/// The networks on which the tenant looks up names: all but the ingress network and the node's default one.
-fn named<'a>(
-    tenant: Tenant<'a>,
-    tables: &'a Networks,
-) -> impl Iterator<Item = (&'a Attachment, &'a NetworkTable)> {
+/// The networks on which the tenant looks up names: all but the ingress network and the node's default one. In the
+/// order in which they are looked at, Docker's: the cluster's, then the node's own; those that lead out first; by
+/// name.
+fn named<'a>(tenant: Tenant<'a>, tables: &'a Networks) -> Vec<(&'a Attachment, &'a NetworkTable)> {
     let known = |attachment: &'a Attachment| Some((attachment, &**tables.get(&attachment.network)?));
-    tenant.attachments.iter().filter_map(known).filter(|(_, table)| has_names(table))
+    let mut named: Vec<_> =
+        tenant.attachments.iter().filter_map(known).filter(|(_, table)| has_names(table)).collect();
+    named.sort_by_key(|(_, NetworkTable { config, .. })| (config.is_local(), config.internal, &config.name));
+    named
 }
 
 /// Names of the network resolve on it.
@@ -156,7 +158,10 @@ pub(crate) fn view<'a>(
     SandboxView {
         id: tenant.id.to_owned(),
         netns: netns.to_owned(),
-        networks: named(tenant, tables).map(|(attachment, _)| attachment.network.clone()).collect(),
+        networks: named(tenant, tables)
+            .into_iter()
+            .map(|(attachment, _)| attachment.network.clone())
+            .collect(),
         upstreams: file.upstreams.clone(),
         ndots_set: file.ndots_set,
         internal: is_internal(tenant, tables),
@@ -170,7 +175,7 @@ pub(crate) fn view<'a>(
 
 /// The networks whose virtual addresses the tenant may use, by their number in the kernel's maps.
 pub(crate) fn vnis<'a>(tenant: impl Into<Tenant<'a>>, tables: &Networks) -> Vec<u32> {
-    named(tenant.into(), tables).map(|(_, table)| table.config.vni).collect()
+    named(tenant.into(), tables).into_iter().map(|(_, table)| table.config.vni).collect()
 }
 
 /// The host name inside the container.

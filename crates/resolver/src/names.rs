@@ -61,10 +61,7 @@ impl Names {
             for service in table.services.values() {
                 names.add_service(service, table);
             }
-            // After everything else: a name that somebody has wins.
-            for service in table.services.values() {
-                names.add_all(service, table);
-            }
+            names.add_all(table);
         }
         names
     }
@@ -142,14 +139,20 @@ impl Names {
         }
     }
 
-    /// `all.<name>`: every task of the service, also one that is not healthy yet.
-    fn add_all(&mut self, service: &ServiceEntry, table: &NetworkTable) {
-        let tasks = service.backends.iter().chain(&service.others);
-        let all: Vec<IpAddr> = tasks.filter_map(|id| table.endpoints.get(id)).flat_map(addresses).collect();
-        let own = std::iter::once(&service.name).chain(&service.aliases).map(|name| format!("all.{name}"));
-        let free: Vec<String> =
-            own.filter(|name| !self.entries.contains_key(&name.to_ascii_lowercase())).collect();
-        for name in free {
+    /// `all.<name>`: every task of the service, also one that is not healthy yet. After everything else: a name that
+    /// somebody has wins.
+    fn add_all(&mut self, table: &NetworkTable) {
+        let of = |service: &'_ ServiceEntry| {
+            let tasks = service.backends.iter().chain(&service.others);
+            let all: Vec<IpAddr> =
+                tasks.filter_map(|id| table.endpoints.get(id)).flat_map(addresses).collect();
+            let names = std::iter::once(&service.name).chain(&service.aliases);
+            names.map(|name| (format!("all.{name}"), all.clone())).collect::<Vec<_>>()
+        };
+        let own = table.services.values().flat_map(of);
+        let free: Vec<_> =
+            own.filter(|(name, _)| !self.entries.contains_key(&name.to_ascii_lowercase())).collect();
+        for (name, all) in free {
             self.add(&name, &all, TASKS_TTL);
         }
     }

@@ -55,25 +55,27 @@ impl View {
         Self { networks, ..Self::default() }
     }
 
-    /// Finds a lower-cased name without trailing dot, as Docker's sandboxes do: what it is a link to, if it is
-    /// one; as it stands on every network; then as `<name>.<network>`, split at the last dot, the one before it, and so on.
+    /// Finds a lower-cased name without trailing dot, as Docker's sandboxes do: as it stands on every network; then
+    /// as `<name>.<network>`, split at the last dot, the one before it, and so on. A name that is a link is the
+    /// name it leads to.
     pub(crate) fn find<T>(
         &self,
         name: &str,
         witness: &mut impl Witness,
         found: impl FnOnce(&Names, &Entry) -> T,
     ) -> Option<T> {
-        let name = self.links.get(name).map_or(name, String::as_str);
+        let meant = |name| self.links.get(name).map_or(name, String::as_str);
+        let whole = meant(name);
         for network in &self.networks {
             let names = network.load();
-            let entry = names.get(name);
-            witness.looked(&names, name, false, entry);
+            let entry = names.get(whole);
+            witness.looked(&names, whole, false, entry);
             if let Some(entry) = entry {
                 return Some(found(&names, entry));
             }
         }
         for (dot, _) in name.rmatch_indices('.') {
-            let (head, suffix) = (&name[..dot], &name[dot + 1..]);
+            let (head, suffix) = (meant(&name[..dot]), &name[dot + 1..]);
             for network in &self.networks {
                 let names = network.load();
                 if names.suffix() != suffix {

@@ -97,21 +97,36 @@ impl Node {
             .as_array()
             .into_iter()
             .flatten()
-            .map(|detail| Container {
-                node: self.number,
-                id: detail["Id"].as_str().unwrap_or_default().to_owned(),
-                name: detail["Name"].as_str().unwrap_or_default().trim_start_matches('/').to_owned(),
-                pid: detail["State"]["Pid"].as_u64().unwrap_or(0) as u32,
-                service: detail["Config"]["Labels"]["com.docker.swarm.service.name"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned(),
-                detail: detail.clone(),
-            })
+            .map(|detail| self.container_of(detail))
             .filter(|container| container.service == service && container.pid != 0)
             .collect();
         found.sort_by(|a, b| a.name.cmp(&b.name));
         found
+    }
+
+    /// A running container by its name.
+    #[track_caller]
+    pub fn container(&self, name: &str) -> Container {
+        self.container_of(&self.inspect("container", name))
+    }
+
+    fn container_of(&self, detail: &Value) -> Container {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Container {
+            node: self.number,
+            id: text(&detail["Id"]),
+            name: text(&detail["Name"]).trim_start_matches('/').to_owned(),
+            pid: detail["State"]["Pid"].as_u64().unwrap_or(0) as u32,
+            service: text(&detail["Config"]["Labels"]["com.docker.swarm.service.name"]),
+            detail: detail.clone(),
+        }
+    }
+
+    /// Starts a plain container; what it runs is of the image `busybox`.
+    #[track_caller]
+    pub fn run(&self, name: &str, flags: &[&str], command: &[&str]) -> Container {
+        self.docker(&[&["run", "-d", "--name", name], flags, &["busybox"], command].concat()).ok();
+        self.container(name)
     }
 
     /// Waits until a service has exactly this many running containers.

@@ -181,7 +181,14 @@ impl PlainRecord {
     pub(crate) fn request(&self) -> GuestRequest {
         let place = |(index, place): (usize, &Place)| PlaceRequest {
             network: place.network.clone(),
-            aliases: place.aliases.clone(),
+            // The host name is a name on every network, like those of the place alone.
+            aliases: place
+                .aliases
+                .iter()
+                .map(String::as_str)
+                .chain(self.hostname())
+                .map(str::to_owned)
+                .collect(),
             address: place.address,
             address_v6: place.address_v6,
             mac: place.mac,
@@ -204,8 +211,7 @@ impl PlainRecord {
 
     /// What resolves to it on a network of this node where it has these aliases, its name first.
     pub(crate) fn names(&self, aliases: &[String]) -> Vec<String> {
-        let hostname = Some(self.spec.container.hostname.as_str()).filter(|name| !name.is_empty());
-        let further = aliases.iter().map(String::as_str).chain([self.id.short()]).chain(hostname);
+        let further = aliases.iter().map(String::as_str).chain([self.id.short()]).chain(self.hostname());
         let mut names = vec![self.name.clone()];
         for name in further {
             if names.iter().all(|known| known != name) {
@@ -213,6 +219,11 @@ impl PlainRecord {
             }
         }
         names
+    }
+
+    /// The host name that its user chose.
+    fn hostname(&self) -> Option<&str> {
+        Some(self.spec.container.hostname.as_str()).filter(|name| !name.is_empty())
     }
 
     pub(crate) fn tenant(&self) -> Tenant<'_> {

@@ -145,7 +145,24 @@ fn several_holders_of_one_name_are_answered_together() {
     assert_eq!(addresses(&view, "b1"), set(&["10.0.1.30", "10.0.1.4"]));
     assert_eq!(ttls(&view, "b1"), [2].into(), "the shortest life counts");
     assert_eq!(addresses(&view, "web"), set(&["10.0.1.2", "10.0.1.5"]));
-    assert_eq!(addresses(&view, "tasks.web"), set(&["10.0.1.18", "10.0.1.21"]), "without repetition");
+    for name in ["tasks.web", "all.web"] {
+        assert_eq!(addresses(&view, name), set(&["10.0.1.18", "10.0.1.21"]), "without repetition");
+    }
+    let mut table = mynet();
+    service(&mut table, "other", &["rralias"], None, &["t1"]);
+    let view = View::of([Names::from_table(&table)]);
+    assert_eq!(addresses(&view, "all.rralias").len(), 4, "the tasks of both");
+}
+
+#[test]
+fn a_link_leads_to_the_other_name_also_of_one_network() {
+    let links = [("partner".to_owned(), "b1".to_owned()), ("b2".to_owned(), "b1".to_owned())];
+    let view = View { links: std::sync::Arc::new(links.into()), ..world() };
+    for name in ["partner", "PARTNER.mynet", "b2", "b2.mynet", "b1"] {
+        assert_eq!(addresses(&view, name), set(&["10.0.1.30"]), "{name}");
+    }
+    assert!(forwards(&view, "partner.othernet", RecordType::A));
+    assert!(forwards(&world(), "partner", RecordType::A));
 }
 
 #[test]
