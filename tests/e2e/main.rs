@@ -13,6 +13,7 @@ mod drift;
 mod external;
 mod filters;
 mod firewalls;
+mod floods;
 mod guests;
 mod host;
 mod host_ports;

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::RcvBufForce;
@@ -19,8 +20,10 @@ use tokio::task::AbortHandle;
 
 use crate::wire::{Response, readdress};
 
-/// More questions than this on one socket make guessing an id too easy, and finding a free one slow.
-const OUTSTANDING_MAX: usize = 8192;
+/// After this a socket gives way to one on another port…
+const LIFE: Duration = Duration::from_secs(30);
+/// …or after so many questions: the fewer share a port, the less does it help to know one.
+const QUESTIONS_MAX: u32 = 64;
 
 /// The kernel's room for answers that wait, in bytes of its own accounting.
 const RECEIVE_BYTES: usize = 1 << 20;
@@ -48,7 +51,9 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct Lane {
     shared: Arc<Shared>,
-    pub(super) opened: Instant,
+    opened: Instant,
+    /// Questions that were sent.
+    used: AtomicU32,
     reader: AbortHandle,
 }
 
@@ -90,7 +95,12 @@ impl Lane {
         let socket = UdpSocket::from_std(socket)?;
         let shared = Arc::new(Shared { server, socket, waiting: Mutex::default() });
         let reader = tokio::spawn(read(shared.clone())).abort_handle();
-        Ok(Arc::new(Self { shared, opened: now, reader }))
+        Ok(Arc::new(Self { shared, opened: now, used: AtomicU32::new(0), reader }))
+    }
+
+    /// Further questions may go this way.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        now < self.opened + LIFE && self.used.load(Ordering::Relaxed) < QUESTIONS_MAX
     }
 
     /// Sends the query under a random id of its own. Events go to `to`.
@@ -102,9 +112,6 @@ impl Lane {
     ) -> io::Result<Ticket> {
         let id = {
             let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            if waiting.len() >= OUTSTANDING_MAX {
-                return Err(io::ErrorKind::QuotaExceeded.into());
-            }
             let mut random = rand::rng();
             let mut id: u16 = random.random();
             while waiting.contains_key(&id) {
@@ -113,6 +120,7 @@ impl Lane {
             waiting.insert(id, Waiter { question: question.into(), to: Some(to.clone()) });
             id
         };
+        self.used.fetch_add(1, Ordering::Relaxed);
         let ticket = Ticket { lane: self.clone(), id };
         let mut packet = packet.to_vec();
         readdress(&mut packet, id, question, 0);

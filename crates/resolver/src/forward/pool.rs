@@ -24,10 +24,8 @@ use crate::wire::{Query, Response, readdress};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// When no server has answered by then, the client gets SERVFAIL; its own patience is five seconds.
 const DEADLINE: Duration = Duration::from_secs(4);
-/// Sockets per server.
+/// Sockets per server that new questions go over.
 const LANES: usize = 4;
-/// After this a socket gives way to one on another port.
-const LANE_LIFE: Duration = Duration::from_secs(30);
 /// Servers of a list that are used; the C library stops at three.
 const SERVERS_MAX: usize = 8;
 /// The port of DNS servers.
@@ -208,7 +206,7 @@ impl Pool {
     /// One of the server's sockets, by chance.
     fn lane(&self, server: usize, now: Instant) -> io::Result<Arc<Lane>> {
         let mut slot = lock(&self.lanes[server][rand::rng().random_range(0..LANES)]);
-        if let Some(lane) = slot.as_ref().filter(|lane| now < lane.opened + LANE_LIFE) {
+        if let Some(lane) = slot.as_ref().filter(|lane| lane.is_fresh(now)) {
             return Ok(lane.clone());
         }
         let lane = Lane::open(server, self.address(server), now)?;

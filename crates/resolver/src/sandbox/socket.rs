@@ -13,9 +13,9 @@ use nix::sys::socket::sockopt::RcvBufForce;
 use crate::feed::DnsPorts;
 use crate::{Error, LISTEN_ADDRESS, Result};
 
-/// The kernel's room for queries that wait, in bytes of its own accounting: some thousand. It takes
-/// memory only while they do.
-const RECEIVE_BYTES: usize = 1 << 20;
+/// The kernel's room for queries that wait, in bytes of its own accounting, of which it gives twice as many:
+/// ten thousand, each of which gets an answer then, if only a refusal. It takes memory only while they wait.
+const RECEIVE_BYTES: usize = 4 << 20;
 
 /// Which namespace it is, wherever it is mounted. The sockets keep theirs alive, so the number is not
 /// given to another one meanwhile.

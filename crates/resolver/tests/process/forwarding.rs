@@ -1,5 +1,6 @@
 //! Names of the outside.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -139,6 +140,61 @@ async fn forged_answers_are_ignored() {
     for number in 0..20 {
         let name = if number % 2 == 0 { "up.example.test" } else { "UP.Example.test" };
         assert_eq!(sandbox.short(name), ["203.0.113.1"]);
+    }
+}
+
+/// Answers that come when another server has answered, or when the client was told that nobody has.
+#[tokio::test]
+async fn late_answers_are_ignored() {
+    let (world, client) = World::start(&[FIRST, SECOND]).await;
+    let first = Stub::start(&world.node, FIRST, Manner::After(Duration::from_millis(1500), ONE));
+    let second = Stub::start(&world.node, SECOND, Manner::KnowsNow(TWO));
+    let sandbox = Sandbox::new(&client, "s1", &[]).await;
+    let socket = sandbox.udp();
+    socket.send(&query("up.example.test.", RecordType::A, 7)).unwrap();
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer).unwrap();
+    assert_eq!(answers(&Message::from_vec(&buffer[..length]).unwrap()), ["203.0.113.2"]);
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert!(socket.recv(&mut buffer).is_err(), "one question, one answer");
+    assert_eq!(answers(&sandbox.ask("up.example.test.").0), ["203.0.113.2"], "nor is it kept");
+
+    first.set(Manner::Silent);
+    second.set(Manner::After(Duration::from_millis(4500), ONE));
+    let (reply, took) = sandbox.ask("up.example.test.");
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    // The late answers come while this one is waited for, and are for others.
+    second.set(Manner::KnowsNow(TWO));
+    std::thread::sleep(Duration::from_secs(5).saturating_sub(took));
+    assert_eq!(answers(&sandbox.ask("up.example.test.").0), ["203.0.113.2"]);
+}
+
+#[tokio::test]
+async fn nobody_can_guess_under_which_id_and_from_which_port_is_asked() {
+    const QUESTIONS: usize = 640;
+    let (world, client) = World::start(&[FIRST]).await;
+    let stub = Stub::start(&world.node, FIRST, Manner::Denies);
+    let sandbox = Sandbox::new(&client, "s1", &[]).await;
+    let socket = sandbox.udp();
+    for number in 0..QUESTIONS {
+        let name = format!("n{number}.example.test.");
+        socket.send(&query(&name, RecordType::A, number as u16)).unwrap();
+        socket.recv(&mut [0; 512]).unwrap();
+    }
+    let origins = stub.origins();
+    let ids: BTreeSet<u16> = origins.iter().map(|(id, _)| *id).collect();
+    let ports: BTreeSet<u16> = origins.iter().map(|(_, port)| *port).collect();
+    // By chance three or so meet.
+    assert!(ids.len() > QUESTIONS - 20, "{} ids", ids.len());
+    for bit in 0..16 {
+        let set = origins.iter().filter(|(id, _)| id & (1 << bit) != 0).count();
+        assert!((QUESTIONS / 3..QUESTIONS * 2 / 3).contains(&set), "bit {bit} is set in {set}");
+    }
+    let (least, most) = (ports.first().unwrap(), ports.last().unwrap());
+    assert!(ports.len() >= QUESTIONS / 64 && most - least > 5000, "{ports:?}");
+    for port in ports {
+        let used = origins.iter().filter(|(_, own)| *own == port).count();
+        assert!(used <= 64, "{used} questions from port {port}");
     }
 }
 

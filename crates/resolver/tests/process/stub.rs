@@ -27,7 +27,9 @@ pub(crate) enum Manner {
     Silent,
     /// Truncated over UDP, complete over TCP.
     Truncates([u8; 4]),
-    /// Before the right answer: wrong id, wrong question, wrong port.
+    /// Right, and so late.
+    After(Duration, [u8; 4]),
+    /// Before the right answer: wrong id, wrong question, wrong port, wrong address.
     Spoofed([u8; 4]),
 }
 
@@ -35,8 +37,15 @@ pub(crate) enum Manner {
 pub(crate) struct Stub {
     manner: Arc<Mutex<Manner>>,
     asked: Arc<Mutex<Vec<String>>>,
+    origins: Origins,
     stop: Arc<AtomicBool>,
 }
+
+/// The id of each question over UDP, and the port it came from.
+type Origins = Arc<Mutex<Vec<(u16, u16)>>>;
+
+/// Who is not the server: on another port of its address, and on its port of another address.
+type Liars = [UdpSocket; 2];
 
 impl Stub {
     /// At port 53 of an address that lo of the namespace gets.
@@ -45,12 +54,15 @@ impl Stub {
         let (manner, asked) = (Arc::new(Mutex::new(manner)), Arc::new(Mutex::new(Vec::new())));
         let stop = Arc::new(AtomicBool::new(false));
         let at: SocketAddr = (address.parse::<std::net::IpAddr>().unwrap(), 53).into();
-        let (udp, tcp, liar) = node.enter(move || {
+        let lies = matches!(*manner.lock().unwrap(), Manner::Spoofed(_));
+        let (udp, tcp, liars) = node.enter(move || {
             let udp = UdpSocket::bind(at).unwrap();
-            (udp, TcpListener::bind(at).unwrap(), UdpSocket::bind((at.ip(), 0)).unwrap())
+            let bind = |at: SocketAddr| UdpSocket::bind(at).unwrap();
+            let liars = lies.then(|| [bind((at.ip(), 0).into()), bind(([127, 0, 0, 66], 53).into())]);
+            (udp, TcpListener::bind(at).unwrap(), liars)
         });
-        let stub = Self { manner, asked, stop };
-        stub.spawn_udp(udp, liar);
+        let stub = Self { manner, asked, origins: Origins::default(), stop };
+        stub.spawn_udp(udp, liars);
         stub.spawn_tcp(tcp);
         stub
     }
@@ -64,24 +76,38 @@ impl Stub {
         self.asked.lock().unwrap().clone()
     }
 
-    fn spawn_udp(&self, socket: UdpSocket, liar: UdpSocket) {
+    pub(crate) fn origins(&self) -> Vec<(u16, u16)> {
+        self.origins.lock().unwrap().clone()
+    }
+
+    fn spawn_udp(&self, socket: UdpSocket, liars: Option<Liars>) {
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let (manner, asked, stop) = (self.manner.clone(), self.asked.clone(), self.stop.clone());
+        let origins = self.origins.clone();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while !stop.load(Ordering::Relaxed) {
                 let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
                 let query = note(&asked, &buffer[..length], "udp");
+                origins.lock().unwrap().push((query.metadata.id, from.port()));
                 let manner = *manner.lock().unwrap();
-                if let Manner::Spoofed(_) = manner {
-                    lie(&socket, &liar, &query, from);
+                if let Some(liars) = liars.as_ref().filter(|_| matches!(manner, Manner::Spoofed(_))) {
+                    lie(&socket, liars, &query, from);
                 }
                 if let Some(mut reply) = reply(manner, &query) {
                     if let Manner::Truncates(_) = manner {
                         reply.metadata.truncation = true;
                         reply.answers.clear();
                     }
-                    socket.send_to(&reply.to_vec().unwrap(), from).unwrap();
+                    let (socket, bytes) = (socket.try_clone().unwrap(), reply.to_vec().unwrap());
+                    let send = move || assert_eq!(socket.send_to(&bytes, from).unwrap(), bytes.len());
+                    match manner {
+                        Manner::After(time, _) => drop(std::thread::spawn(move || {
+                            std::thread::sleep(time);
+                            send();
+                        })),
+                        _ => send(),
+                    }
                 }
             }
         });
@@ -150,7 +176,10 @@ fn reply(manner: Manner, query: &Message) -> Option<Message> {
             std::thread::sleep(Duration::from_millis(100));
             (address, 0)
         }
-        Manner::Knows(address) | Manner::Truncates(address) | Manner::Spoofed(address) => (address, 60),
+        Manner::Knows(address)
+        | Manner::Truncates(address)
+        | Manner::After(_, address)
+        | Manner::Spoofed(address) => (address, 60),
     };
     if known {
         reply.add_answer(record(name, ttl, address));
@@ -168,12 +197,14 @@ fn record(name: Name, ttl: u32, address: [u8; 4]) -> Record {
 }
 
 /// What someone who guesses would send.
-fn lie(socket: &UdpSocket, liar: &UdpSocket, query: &Message, to: SocketAddr) {
+fn lie(socket: &UdpSocket, liars: &Liars, query: &Message, to: SocketAddr) {
     let mut lie = query.clone();
     lie.metadata.message_type = MessageType::Response;
     lie.add_answer(record(query.queries[0].name.clone(), 60, [192, 0, 2, 66]));
-    // The right id and question from a wrong port.
-    liar.send_to(&lie.to_vec().unwrap(), to).unwrap();
+    // The right id and question from a wrong port, and from a wrong address.
+    for liar in liars {
+        liar.send_to(&lie.to_vec().unwrap(), to).unwrap();
+    }
     let mut wrong_id = lie.clone();
     wrong_id.metadata.id = wrong_id.metadata.id.wrapping_add(1);
     socket.send_to(&wrong_id.to_vec().unwrap(), to).unwrap();
