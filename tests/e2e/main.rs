@@ -14,6 +14,7 @@ mod external;
 mod filters;
 mod firewalls;
 mod floods;
+mod full_disk;
 mod guests;
 mod host;
 mod host_ports;

@@ -53,9 +53,7 @@ fn traces(node: &Node, programs: &[u64]) -> Vec<String> {
     for process in processes(&format!("-namespace {}", node.containerd_namespace), 0) {
         found.push(format!("shim {} {}", process.pid, process.command));
     }
-    found.extend(
-        mounts_below(node.directory.path()).into_iter().map(|path| format!("mount {}", path.display())),
-    );
+    found.extend(mounts(node).into_iter().map(|path| format!("mount {}", path.display())));
     found.extend(links(node));
     found.extend(rules(node));
     found.extend(pins(&node.tag()).into_iter().map(|path| format!("pin {}", path.display())));
@@ -138,6 +136,13 @@ fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     // Field 5 of a line is the mount point (proc(5)).
     let places = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
     places.filter(|place| place.starts_with(directory)).collect()
+}
+
+/// Mounts below the node's directory that the harness did not make.
+fn mounts(node: &Node) -> Vec<PathBuf> {
+    let mut mounts = mounts_below(node.directory.path());
+    mounts.retain(|place| *place != node.disk());
+    mounts
 }
 
 /// Takes away what a reboot would: mounts do not survive it either.

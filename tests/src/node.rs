@@ -9,9 +9,13 @@ use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 use crate::{DNS_SERVER, Netns, PATIENCE, World, node_address, wait_until};
+
+/// Where a file system for the data directory is mounted.
+const DISK: &str = "disk";
 
 /// What a test may want different.
 #[derive(Debug, Clone)]
@@ -23,6 +27,8 @@ pub struct NodeOptions {
     pub verify_period: u64,
     /// How far the daemon's clock is ahead of the others'; what runs already keeps its time.
     pub clock_ahead: Duration,
+    /// The data directory is on a file system of its own, so many bytes large.
+    pub disk: Option<u64>,
     /// The node says on [`HEALTH_PORT`](crate::HEALTH_PORT) whether it is in service.
     pub tells_health: bool,
 }
@@ -34,6 +40,7 @@ impl Default for NodeOptions {
             own_containerd: false,
             verify_period: 10,
             clock_ahead: Duration::ZERO,
+            disk: None,
             tells_health: false,
         }
     }
@@ -122,6 +129,12 @@ impl Node {
         let suffix = directory.path().file_name().unwrap().to_str().unwrap().to_owned();
         std::fs::write(directory.path().join("resolv.conf"), format!("nameserver {DNS_SERVER}\n")).unwrap();
         std::fs::create_dir(directory.path().join("docker-config")).unwrap();
+        if let Some(bytes) = options.disk {
+            let disk = directory.path().join(DISK);
+            std::fs::create_dir(&disk).unwrap();
+            let size = format!("size={bytes}");
+            mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        }
         Self {
             world,
             netns,
@@ -176,7 +189,12 @@ impl Node {
     }
 
     pub fn data_dir(&self) -> PathBuf {
-        self.path("data")
+        if self.options.disk.is_some() { self.disk().join("data") } else { self.path("data") }
+    }
+
+    /// The file system of the data directory, if it has one of its own.
+    pub fn disk(&self) -> PathBuf {
+        self.path(DISK)
     }
 
     /// The text that tells this node's things from every other's in global places.

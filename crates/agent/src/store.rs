@@ -1,10 +1,10 @@
 //! `node.redb`: what a node must know again after a restart, without asking a manager.
 //!
 //! Everything in it can be rebuilt from containerd and the manager, so a file that cannot be read is
-//! set aside and not fatal.
+//! set aside and not fatal. After a write that failed (a full disk), the file is opened again for the next one.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use serde::de::DeserializeOwned;
@@ -15,7 +15,7 @@ use crate::local::LocalNetwork;
 use crate::plain::PlainRecord;
 use crate::task::Progress;
 use crate::volumes::Volume;
-use crate::{Error, Membership, Result};
+use crate::{Error, Membership, Result, lock};
 
 /// Layout of the file. A newer one is refused, not set aside: its daemon may come back.
 const SCHEMA: u64 = 1;
@@ -57,7 +57,8 @@ pub(crate) struct Stored {
 #[derive(Clone)]
 pub(crate) struct NodeStore {
     path: PathBuf,
-    database: Arc<Database>,
+    /// `None` after a write that failed.
+    database: Arc<Mutex<Option<Database>>>,
 }
 
 impl NodeStore {
@@ -85,9 +86,8 @@ impl NodeStore {
 
     fn read(path: &Path) -> Result<(Self, Stored), ReadError> {
         let database = Database::create(path).map_err(|error| ReadError::from_open(path, error))?;
-        let store = Self { path: path.to_owned(), database: Arc::new(database) };
         let damaged = |error: redb::Error| ReadError::Unreadable(error.to_string());
-        let schema = store.prepare().map_err(damaged)?;
+        let schema = prepare(&database).map_err(damaged)?;
         if schema > SCHEMA {
             return Err(ReadError::Fatal(Error::NewerSchema {
                 path: path.to_owned(),
@@ -96,59 +96,20 @@ impl NodeStore {
             }));
         }
         let stored = Stored {
-            membership: store
-                .rows(META)
+            membership: rows_of(&database, META)
                 .map_err(damaged)?
                 .into_iter()
                 .find_map(|(key, value)| (key == "membership").then(|| parse::<Membership>(&value)))
                 .transpose()?,
-            tasks: store.all(TASKS)?,
-            tables: store.all(TABLES)?,
-            containers: store.all(CONTAINERS)?,
-            volumes: store.all(VOLUMES)?,
-            networks: store.all(NETWORKS)?,
+            tasks: all(&database, TASKS)?,
+            tables: all(&database, TABLES)?,
+            containers: all(&database, CONTAINERS)?,
+            volumes: all(&database, VOLUMES)?,
+            networks: all(&database, NETWORKS)?,
             rebuilt: false,
         };
-        Ok((store, stored))
-    }
-
-    /// Makes the tables of a new file; returns the schema.
-    fn prepare(&self) -> Result<u64, redb::Error> {
-        let write = self.database.begin_write()?;
-        let schema = {
-            write.open_table(TASKS)?;
-            write.open_table(TABLES)?;
-            write.open_table(CONTAINERS)?;
-            write.open_table(VOLUMES)?;
-            write.open_table(NETWORKS)?;
-            let mut meta = write.open_table(META)?;
-            let known = meta.get("schema")?.and_then(|value| serde_json::from_slice(value.value()).ok());
-            match known {
-                Some(schema) => schema,
-                None => {
-                    meta.insert("schema", SCHEMA.to_string().as_bytes())?;
-                    SCHEMA
-                }
-            }
-        };
-        write.commit()?;
-        Ok(schema)
-    }
-
-    fn rows(&self, rows: Rows) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
-        let read = self.database.begin_read()?;
-        let table = read.open_table(rows)?;
-        let mut found = Vec::new();
-        for row in table.iter()? {
-            let (key, value) = row?;
-            found.push((key.value().to_owned(), value.value().to_vec()));
-        }
-        Ok(found)
-    }
-
-    fn all<T: DeserializeOwned>(&self, rows: Rows) -> Result<Vec<T>, ReadError> {
-        let rows = self.rows(rows).map_err(|error| ReadError::Unreadable(error.to_string()))?;
-        rows.iter().map(|(_, value)| parse(value)).collect()
+        let database = Arc::new(Mutex::new(Some(database)));
+        Ok((Self { path: path.to_owned(), database }, stored))
     }
 
     pub(crate) async fn put_membership(&self, membership: &Membership) -> Result<()> {
@@ -242,11 +203,18 @@ impl NodeStore {
         &self,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error> + Send + 'static,
     ) -> Result<()> {
-        let database = self.database.clone();
+        let (path, held) = (self.path.clone(), self.database.clone());
         let outcome = tokio::task::spawn_blocking(move || {
+            let mut held = lock(&held);
+            // What is on disk after a failure is known only after opening the file again.
+            let database = match held.take() {
+                Some(database) => database,
+                None => Database::create(path)?,
+            };
             let write = database.begin_write()?;
             change(&write)?;
             write.commit()?;
+            *held = Some(database);
             Ok::<_, redb::Error>(())
         })
         .await;
@@ -256,6 +224,45 @@ impl NodeStore {
             Err(_) => Err(Error::Closed),
         }
     }
+}
+
+/// Makes the tables of a new file; returns the schema.
+fn prepare(database: &Database) -> Result<u64, redb::Error> {
+    let write = database.begin_write()?;
+    let schema = {
+        write.open_table(TASKS)?;
+        write.open_table(TABLES)?;
+        write.open_table(CONTAINERS)?;
+        write.open_table(VOLUMES)?;
+        write.open_table(NETWORKS)?;
+        let mut meta = write.open_table(META)?;
+        let known = meta.get("schema")?.and_then(|value| serde_json::from_slice(value.value()).ok());
+        match known {
+            Some(schema) => schema,
+            None => {
+                meta.insert("schema", SCHEMA.to_string().as_bytes())?;
+                SCHEMA
+            }
+        }
+    };
+    write.commit()?;
+    Ok(schema)
+}
+
+fn rows_of(database: &Database, rows: Rows) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+    let read = database.begin_read()?;
+    let table = read.open_table(rows)?;
+    let mut found = Vec::new();
+    for row in table.iter()? {
+        let (key, value) = row?;
+        found.push((key.value().to_owned(), value.value().to_vec()));
+    }
+    Ok(found)
+}
+
+fn all<T: DeserializeOwned>(database: &Database, rows: Rows) -> Result<Vec<T>, ReadError> {
+    let rows = rows_of(database, rows).map_err(|error| ReadError::Unreadable(error.to_string()))?;
+    rows.iter().map(|(_, value)| parse(value)).collect()
 }
 
 enum ReadError {

@@ -2,11 +2,14 @@
 //!
 //! A thread of its own owns the file. It takes all commits that are waiting, applies them in one
 //! transaction and answers them after one fsync, so that many small commits cost little.
+//!
+//! After a transaction that failed (a full disk), the file is opened again for the next request: nothing has to be
+//! started anew once there is room.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,6 +29,8 @@ pub const SCHEMA: u64 = 1;
 const WAITING_MAX: usize = 256;
 /// redb's page cache, in bytes. Readers go through the typed cache, so a small one does.
 const CACHE_BYTES: usize = 8 << 20;
+/// Between two attempts to open the file again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// key → (revision, value)
 const RECORDS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("records");
@@ -54,22 +59,31 @@ pub struct Embedded {
 
 /// What only the thread touches.
 struct Keeper {
-    database: Database,
+    path: PathBuf,
+    /// Or why there is none.
+    database: Result<Database, Failure>,
     /// Of the last durable commit.
     revision: u64,
     history: Arc<History>,
-    /// Set once a transaction failed: what is on disk is then known only after reopening.
-    failed: Option<String>,
+}
+
+/// A transaction that failed: what is on disk is known only after opening the file again.
+struct Failure {
+    reason: String,
+    tried: Instant,
+    /// What may be on disk all the same, by revision.
+    group: Vec<(u64, Vec<Write>)>,
 }
 
 impl Embedded {
     /// Opens the store, or makes an empty one. The file is locked: a second opening is refused.
     pub async fn open(path: &Path) -> Result<Self, Error> {
-        let path = path.to_owned();
-        let opened = tokio::task::spawn_blocking(move || open(&path)).await;
+        let own = path.to_owned();
+        let opened = tokio::task::spawn_blocking(move || open(&own)).await;
         let (database, revision) = opened.map_err(|error| Error::Failed(error.to_string()))??;
         let history = History::new(revision);
-        let keeper = Keeper { database, revision, history: history.clone(), failed: None };
+        let path = path.to_owned();
+        let keeper = Keeper { path, database: Ok(database), revision, history: history.clone() };
         let (requests, inbox) = mpsc::channel(WAITING_MAX);
         let thread = std::thread::Builder::new()
             .name("store".into())
@@ -184,9 +198,9 @@ impl Keeper {
                     Request::List { prefix, reply } => {
                         // A list must see the commits that came before it.
                         self.commit_group(std::mem::take(&mut commits));
-                        let listed = self.list(&prefix);
+                        let listed = self.list(&prefix).map_err(Error::Failed);
                         // The asker may have gone away.
-                        let _ = reply.send(listed.map_err(|error| Error::Failed(error.to_string())));
+                        let _ = reply.send(listed);
                     }
                     Request::Close { reply } => {
                         closing = Some(reply);
@@ -200,7 +214,7 @@ impl Keeper {
         self.history.close();
         drop(inbox);
         // Closing before answering: whoever waits may open the file again at once.
-        if let Err(error) = self.database.close() {
+        if let Err(error) = self.database.map_or(Ok(()), |database| database.close()) {
             tracing::warn!(%error, "the store did not close cleanly");
         }
         if let Some(reply) = closing {
@@ -208,20 +222,44 @@ impl Keeper {
         }
     }
 
-    fn list(&self, prefix: &str) -> Result<(u64, Vec<Record>), redb::Error> {
-        let transaction = self.database.begin_read()?;
-        let records = transaction.open_table(RECORDS)?;
-        let mut listed = Vec::new();
-        for entry in records.range(prefix..)? {
-            let (key, value) = entry?;
-            if !key.value().starts_with(prefix) {
-                break;
+    /// The file and its revision; opened again if a transaction failed, or why it cannot be.
+    fn usable(&mut self) -> Result<(&Database, u64), String> {
+        if let Err(failure) = &mut self.database {
+            if failure.tried.elapsed() < REOPEN_PAUSE {
+                return Err(failure.reason.clone());
             }
-            let (revision, value) = value.value();
-            let value = Bytes::copy_from_slice(value);
-            listed.push(Record { key: key.value().to_owned(), value, revision });
+            failure.tried = Instant::now();
+            let (database, revision) = open(&self.path).map_err(|error| {
+                tracing::debug!(%error, "the store cannot be opened again");
+                failure.reason.clone()
+            })?;
+            let group = std::mem::take(&mut failure.group);
+            // All of the last group is there, or nothing of it.
+            if group.last().is_some_and(|(last, _)| *last == revision) {
+                self.revision = revision;
+                group.into_iter().for_each(|(revision, writes)| self.history.push(revision, writes));
+            }
+            if revision != self.revision {
+                let changed = format!("the store is at revision {revision} and was at {}", self.revision);
+                tracing::error!("{changed}");
+                return Err(changed);
+            }
+            tracing::info!(revision, "the store is open again");
+            self.database = Ok(database);
         }
-        Ok((self.revision, listed))
+        let database = self.database.as_ref().map_err(|failure| failure.reason.clone())?;
+        Ok((database, self.revision))
+    }
+
+    fn fail(&mut self, error: &redb::Error, group: Vec<(u64, Vec<Write>)>) {
+        tracing::error!(%error, "the store cannot be written");
+        // The file's lock goes with this, so that it can be opened again.
+        self.database = Err(Failure { reason: error.to_string(), tried: Instant::now(), group });
+    }
+
+    fn list(&mut self, prefix: &str) -> Result<(u64, Vec<Record>), String> {
+        let (database, revision) = self.usable()?;
+        Ok((revision, read_all(database, prefix).map_err(|error| error.to_string())?))
     }
 
     /// Applies commits in their order, makes them durable together, then answers them.
@@ -229,14 +267,12 @@ impl Keeper {
         if commits.is_empty() {
             return;
         }
-        if let Some(reason) = &self.failed {
-            for commit in commits {
-                let _ = commit.reply.send(Err(Error::Failed(reason.clone()).into()));
-            }
-            return;
-        }
         let mut outcomes = Vec::new();
-        match self.write_group(&commits, &mut outcomes) {
+        let written = match self.usable() {
+            Ok((database, before)) => write_group(database, before, &commits, &mut outcomes),
+            Err(reason) => return refuse(commits, &reason),
+        };
+        match written {
             Ok(()) => {
                 for (commit, outcome) in commits.into_iter().zip(outcomes) {
                     if let Ok(revision) = outcome {
@@ -247,43 +283,68 @@ impl Keeper {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "the store cannot be written any more");
-                self.failed = Some(error.to_string());
-                for commit in commits {
-                    let _ = commit.reply.send(Err(Error::Failed(error.to_string()).into()));
-                }
+                let group = commits.iter().zip(outcomes);
+                let group =
+                    group.filter_map(|(commit, outcome)| Some((outcome.ok()?, commit.writes.clone())));
+                self.fail(&error, group.collect());
+                refuse(commits, &error.to_string());
             }
         }
     }
+}
 
-    fn write_group(
-        &self,
-        commits: &[Commit],
-        outcomes: &mut Vec<Result<u64, Conflict>>,
-    ) -> Result<(), redb::Error> {
-        let transaction: WriteTransaction = self.database.begin_write()?;
-        let mut revision = self.revision;
-        {
-            let mut records = transaction.open_table(RECORDS)?;
-            for commit in commits {
-                outcomes.push(match first_unmet(&records, &commit.expect)? {
-                    Some(expected) => Err(Conflict { expected }),
-                    None => {
-                        revision += 1;
-                        write(&mut records, &commit.writes, revision)?;
-                        Ok(revision)
-                    }
-                });
-            }
-            transaction.open_table(META)?.insert("revision", revision)?;
-        }
-        if revision == self.revision {
-            transaction.abort()?
-        } else {
-            transaction.commit()?
-        }
-        Ok(())
+fn refuse(commits: Vec<Commit>, reason: &str) {
+    for commit in commits {
+        let _ = commit.reply.send(Err(Error::Failed(reason.to_owned()).into()));
     }
+}
+
+/// All records whose key has this prefix.
+fn read_all(database: &Database, prefix: &str) -> Result<Vec<Record>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let records = transaction.open_table(RECORDS)?;
+    let mut listed = Vec::new();
+    for entry in records.range(prefix..)? {
+        let (key, value) = entry?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        let (revision, value) = value.value();
+        let value = Bytes::copy_from_slice(value);
+        listed.push(Record { key: key.value().to_owned(), value, revision });
+    }
+    Ok(listed)
+}
+
+/// One transaction on top of this revision; what each of the commits comes to.
+fn write_group(
+    database: &Database,
+    before: u64,
+    commits: &[Commit],
+    outcomes: &mut Vec<Result<u64, Conflict>>,
+) -> Result<(), redb::Error> {
+    let transaction: WriteTransaction = database.begin_write()?;
+    let mut revision = before;
+    {
+        let mut records = transaction.open_table(RECORDS)?;
+        for commit in commits {
+            outcomes.push(match first_unmet(&records, &commit.expect)? {
+                Some(expected) => Err(Conflict { expected }),
+                None => {
+                    revision += 1;
+                    write(&mut records, &commit.writes, revision)?;
+                    Ok(revision)
+                }
+            });
+        }
+        transaction.open_table(META)?.insert("revision", revision)?;
+    }
+    if revision == before {
+        transaction.abort()?
+    } else {
+        transaction.commit()?
+    }
+    Ok(())
 }
 
 type Records<'a> = Table<'a, &'static str, (u64, &'static [u8])>;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{bpftool, containerd_objects, mounts_below, pins};
+use super::{bpftool, containerd_objects, mounts, pins};
 use crate::process::processes;
 use crate::{Node, wait_until};
 
@@ -34,7 +34,7 @@ fn traces(node: &Node) -> Vec<String> {
     let shims = processes(&format!(" -namespace {}", node.containerd_namespace), 0);
     let helpers = node.helpers("log-shim").into_iter().map(|pid| format!("log shim {pid}"));
     found.extend(shims.into_iter().map(|shim| format!("shim {} {}", shim.pid, shim.command)).chain(helpers));
-    let mounts = mounts_below(node.directory.path()).into_iter();
+    let mounts = mounts(node).into_iter();
     found.extend(mounts.map(|path| format!("mount {}", path.display())));
     let json = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
     let links = json(&node.netns.ip(&["-j", "link", "show"]));

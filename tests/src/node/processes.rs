@@ -18,7 +18,7 @@ impl Node {
             [("--health-address", format!("0.0.0.0:{HEALTH_PORT}")), ("--health-grace", seconds)]
         });
         let flags = [
-            ("--data-dir", path("data")),
+            ("--data-dir", self.data_dir().display().to_string()),
             ("--run-dir", path("run")),
             ("--node-name", self.options.name.clone()),
             ("--label", format!("name={}", self.options.name)),

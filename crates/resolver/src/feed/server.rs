@@ -46,6 +46,10 @@ struct Served {
     sandboxes: BTreeMap<String, Sandbox>,
     /// Also those that a view waits for and nobody has fed yet.
     networks: HashMap<NetworkId, NetworkSlot>,
+    /// What is not on disk as it is served: the names of these networks…
+    unsaved: BTreeSet<NetworkId>,
+    /// …and the sandboxes.
+    unsaved_sandboxes: bool,
 }
 
 /// Answers on the feed's socket until the listener fails.
@@ -116,7 +120,11 @@ impl Registry {
         }
         let registry =
             Self { version, forwarder, disk, served: Mutex::new(served), end: watch::Sender::default() };
-        registry.save_sandboxes(&*registry.served.lock().await).await?;
+        {
+            let mut served = registry.served.lock().await;
+            served.unsaved_sandboxes = true;
+            registry.save(&mut served).await;
+        }
         Ok(registry)
     }
 
@@ -128,33 +136,39 @@ impl Registry {
         })
     }
 
-    /// Does what is asked. It is in force before it is on disk, and on disk before the reply.
+    /// Does what is asked. It is in force before it is on disk, and on disk before the reply if the disk has room.
     async fn handle(&self, request: Request) -> Result<Reply> {
         let mut served = self.served.lock().await;
         match request {
             Request::Hello { .. } => return Ok(self.hello()),
             Request::SetSandbox(view) => {
                 let ports = served.set_sandbox(view, None, &self.forwarder).await?;
-                self.save_sandboxes(&served).await?;
+                served.unsaved_sandboxes = true;
+                self.save(&mut served).await;
                 return Ok(Reply::Ports(ports));
             }
             Request::RemoveSandbox(id) => {
                 if served.sandboxes.remove(&id).is_some() {
                     served.forget_unused();
-                    self.save_sandboxes(&served).await?;
+                    served.unsaved_sandboxes = true;
+                    self.save(&mut served).await;
                 }
             }
             Request::SetNames(names) => {
                 if !is_storable(&names.network) {
                     return Err(Error::Refused(format!("{:?} is no network id", names.network.as_str())));
                 }
-                let names = Arc::new(names);
-                served.slot(&names.network).store(names.clone());
-                self.on_disk(move |disk| disk.save_names(&names)).await?;
+                let network = names.network.clone();
+                served.slot(&network).store(Arc::new(names));
+                served.unsaved.insert(network);
+                self.save(&mut served).await;
             }
             Request::RemoveNames(network) => self.remove_names(&mut served, [network].into()).await?,
             Request::Prune { sandboxes, networks } => self.prune(&mut served, &sandboxes, &networks).await?,
-            Request::ReadBack => return Ok(Reply::State(served.state())),
+            Request::ReadBack => {
+                self.save(&mut served).await;
+                return Ok(Reply::State(served.state()));
+            }
             Request::ReadNames(network) => {
                 let names = served.networks.get(&network).map(|slot| slot.load_full());
                 let names = names.filter(|names| !names.is_unknown());
@@ -197,15 +211,30 @@ impl Registry {
     async fn prune(&self, served: &mut Served, sandboxes: &[String], networks: &[NetworkId]) -> Result<()> {
         let keep: BTreeSet<&String> = sandboxes.iter().collect();
         served.sandboxes.retain(|id, _| keep.contains(id));
-        self.save_sandboxes(served).await?;
+        served.unsaved_sandboxes = true;
+        self.save(served).await;
         let keep: BTreeSet<&NetworkId> = networks.iter().collect();
         let gone = served.networks.keys().filter(|network| !keep.contains(network)).cloned().collect();
         self.remove_names(served, gone).await
     }
 
-    async fn save_sandboxes(&self, served: &Served) -> Result<()> {
-        let states = served.sandbox_states();
-        self.on_disk(move |disk| disk.save_sandboxes(&states)).await
+    /// Writes what is not on disk yet. What cannot be written (the disk is full) is served all the same, and tried
+    /// again with the requests that follow.
+    async fn save(&self, served: &mut Served) {
+        let sandboxes = served.unsaved_sandboxes.then(|| served.sandbox_states());
+        let slots = served.unsaved.iter().filter_map(|network| served.networks.get(network));
+        let names: Vec<_> = slots.map(|slot| slot.load_full()).filter(|names| !names.is_unknown()).collect();
+        let written = self.on_disk(move |disk| {
+            names.iter().try_for_each(|names| disk.save_names(names))?;
+            sandboxes.map_or(Ok(()), |sandboxes| disk.save_sandboxes(&sandboxes))
+        });
+        match written.await {
+            Ok(()) => {
+                served.unsaved.clear();
+                served.unsaved_sandboxes = false;
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "what is served is not kept for a restart"),
+        }
     }
 
     async fn on_disk(&self, work: impl FnOnce(&StateDir) -> Result<()> + Send + 'static) -> Result<()> {
