@@ -35,6 +35,7 @@ mod ports;
 mod published;
 mod quickstart;
 mod refusals;
+mod rude_clients;
 mod runtime;
 mod secrets;
 mod services;
