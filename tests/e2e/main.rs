@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod arrows;
+mod askers;
 mod cli;
 mod cluster;
 mod containers;
