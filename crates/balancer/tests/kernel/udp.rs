@@ -1,6 +1,8 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use socket2::{Domain, Socket, Type};
+
 use crate::world::*;
 
 fn socket(v6: bool) -> UdpSocket {
@@ -108,5 +110,32 @@ fn a_socket_that_goes_elsewhere_no_longer_shows_the_vip() {
         assert_eq!(socket.peer_addr().unwrap(), real);
         socket.send(b"who").unwrap();
         assert_eq!(receive(&socket).unwrap(), ("b".to_owned(), real));
+    });
+}
+
+/// A socket for IPv6 that is given addresses of IPv4 as they are, not mapped.
+#[test]
+fn a_socket_of_the_other_family_is_balanced_and_shows_the_vip() {
+    let world = with_two_backends();
+    world.inside("a", || {
+        let vip = SocketAddr::new(VIP, PORT);
+        for connected in [false, true] {
+            let names = both(|| {
+                let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+                socket.set_only_v6(false).unwrap();
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                if connected {
+                    socket.connect(&vip.into()).unwrap();
+                    socket.send(b"who").unwrap();
+                } else {
+                    socket.send_to(b"who", &vip.into()).unwrap();
+                }
+                let socket = UdpSocket::from(socket);
+                let (name, from) = receive(&socket).unwrap();
+                assert_eq!(from, SocketAddr::new(mapped(VIP), PORT), "connected: {connected}");
+                name
+            });
+            assert_eq!(names.len(), 2, "connected: {connected}");
+        }
     });
 }
