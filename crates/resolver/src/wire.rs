@@ -55,7 +55,7 @@ pub(crate) struct Query<'p> {
 /// What a query's OPT record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Edns {
-    payload_bytes: u16,
+    pub(crate) payload_bytes: u16,
     pub(crate) version: u8,
     pub(crate) dnssec_ok: bool,
     pub(crate) has_options: bool,

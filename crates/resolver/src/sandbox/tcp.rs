@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
@@ -95,7 +95,7 @@ fn has_frame(bytes: &[u8]) -> bool {
     }
 }
 
-async fn read_frame(reader: &mut BufReader<OwnedReadHalf>, packet: &mut Vec<u8>) -> io::Result<()> {
+async fn read_frame(reader: &mut (impl AsyncRead + Unpin), packet: &mut Vec<u8>) -> io::Result<()> {
     let length = reader.read_u16().await?;
     packet.resize(length.into(), 0);
     reader.read_exact(packet).await?;
@@ -119,6 +119,8 @@ async fn write(writer: &Writer, frames: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -131,5 +133,41 @@ mod tests {
         let mut frames = Vec::new();
         push_frame(&mut frames, &[7, 7]).unwrap();
         assert_eq!(frames, [0, 2, 7, 7]);
+    }
+
+    proptest! {
+        /// However the bytes come and whatever they say of lengths.
+        #[test]
+        fn frames_are_cut_where_their_lengths_say(
+            frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..6),
+            rest in proptest::collection::vec(any::<u8>(), 0..80),
+            piece in 1..50usize,
+        ) {
+            let mut bytes = Vec::new();
+            frames.iter().for_each(|frame| push_frame(&mut bytes, frame).unwrap());
+            bytes.extend_from_slice(&rest);
+            // Naively.
+            let (mut wanted, mut left) = (Vec::new(), &bytes[..]);
+            while let Some((length, behind)) = left.split_first_chunk() {
+                let Some((frame, next)) = behind.split_at_checked(u16::from_be_bytes(*length).into()) else { break };
+                wanted.push(frame.to_vec());
+                left = next;
+            }
+            let mut pieces = in_pieces(&bytes, piece);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let found = runtime.block_on(async {
+                let (mut found, mut packet) = (Vec::new(), Vec::new());
+                while read_frame(&mut pieces, &mut packet).await.is_ok() {
+                    found.push(packet.clone());
+                }
+                found
+            });
+            prop_assert_eq!(found, wanted);
+        }
+    }
+
+    /// A reader that has no more than so many bytes at a time.
+    fn in_pieces(bytes: &[u8], piece: usize) -> impl AsyncRead + Unpin {
+        BufReader::with_capacity(piece, std::io::Cursor::new(bytes.to_vec()))
     }
 }

@@ -116,6 +116,51 @@ proptest! {
         prop_assert_eq!(bytes, expected);
     }
 
+    /// What a server sends with some of it wrong: it is passed on with the asker's id and spelling and nothing else
+    /// changed, or not at all, and no walk over it leaves it.
+    #[test]
+    fn damaged_answers_are_survived(
+        asked in "[a-z]{1,20}(\\.[a-z]{1,20}){0,3}",
+        ttls in proptest::collection::vec(any::<u32>(), 0..6),
+        negative in any::<bool>(),
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+        cut in proptest::option::of(any::<proptest::sample::Index>()),
+        age in any::<u32>(),
+    ) {
+        let mut message = response(&asked);
+        let name = Name::from_ascii(&asked).unwrap();
+        for ttl in ttls {
+            message.add_answer(Record::from_rdata(name.clone(), ttl, RData::A(A::new(192, 0, 2, 1))));
+        }
+        if negative {
+            message.add_authority(soa(30, 30));
+        }
+        let mut bytes = message.to_vec().unwrap();
+        for (place, byte) in damage {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        let upper = query(&asked.to_ascii_uppercase()).to_vec().unwrap();
+        let question = Query::parse(&upper).unwrap().question();
+        let Some(response) = Response::parse(&bytes) else { return Ok(()) };
+        let _ = response.lifetime();
+        if response.answers(question) {
+            let mut passed_on = bytes.clone();
+            readdress(&mut passed_on, 99, question, 0);
+            prop_assert_eq!(passed_on.len(), bytes.len());
+            prop_assert_eq!(&passed_on[..2], &99u16.to_be_bytes());
+            let behind = HEADER_BYTES + question.len();
+            if u16_at(&bytes, 4) == Some(1) {
+                prop_assert_eq!(&passed_on[HEADER_BYTES..behind], question);
+                prop_assert_eq!(&passed_on[behind..], &bytes[behind..]);
+            }
+        }
+        readdress(&mut bytes, 99, question, age);
+    }
+
     #[test]
     fn foreign_answers_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..400), age in any::<u32>()) {
         let mut bytes = bytes;

@@ -46,7 +46,7 @@ fn an_unknown_edns_version_is_told_ours() {
     assert!(reply.answers.is_empty());
 }
 
-fn crowd(tasks: u32) -> View {
+pub(super) fn crowd(tasks: u32) -> View {
     let mut table = table("crowd");
     let ids: Vec<String> = (0..tasks).map(|number| format!("t{number}")).collect();
     for (number, id) in ids.iter().enumerate() {

@@ -39,6 +39,38 @@ proptest! {
         }
     }
 
+    /// No reply is larger than its asker takes, and what is no query gets none.
+    #[test]
+    fn replies_keep_to_their_limit(
+        name in "many|tasks\\.many|_80\\._tcp\\.many|nosuch",
+        kind in prop_oneof![Just(1u16), Just(33), Just(255), any::<u16>()],
+        edns in proptest::option::of(any::<u16>()),
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4),
+        tcp in any::<bool>(),
+    ) {
+        let view = packets::crowd(300);
+        let mut bytes = packet(&name, RecordType::from(kind), edns);
+        for (place, byte) in damage {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        let transport = if tcp { Transport::Tcp } else { Transport::Udp };
+        let (verdict, out) = run(&view, &bytes, transport);
+        let query = Query::parse(&bytes);
+        let most = match (&query, transport) {
+            (_, Transport::Tcp) => 65_535,
+            (Ok(query), Transport::Udp) => usize::from(query.edns.map_or(512, |edns| edns.payload_bytes)).max(512),
+            (Err(_), Transport::Udp) => 512,
+        };
+        prop_assert!(out.len() <= most, "{} of {most} bytes", out.len());
+        prop_assert_eq!(verdict == Verdict::Ignore, query.err() == Some(Unfit::Malformed));
+        prop_assert!(verdict == Verdict::Local || out.is_empty());
+        let mut refusal = Vec::new();
+        if refuse(&bytes, ResponseCode::Refused, &mut refusal).is_some() {
+            prop_assert!(refusal.len() <= 512 && Message::from_vec(&refusal).is_ok());
+        }
+    }
+
     /// Whatever is in the tables, look-ups agree with the rule written down naively.
     #[test]
     fn look_ups_follow_the_rule(
