@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use shoal_e2e::dns::{A, Transport, ask};
 use shoal_e2e::load::Load;
 use shoal_e2e::web::fetch;
-use shoal_e2e::{NODE, Node, NodeOptions, PATIENCE, wait_until};
+use shoal_e2e::{Cluster, Container, NODE, Node, NodeOptions, PATIENCE, wait_until};
 
 const DISK: u64 = 32 << 20;
 /// More than the stores have room for without growing, in a few requests.
@@ -129,4 +129,32 @@ fn refuses(node: &Node) {
         }
         assert_eq!(listed(node, &containers), wanted, "after plain-{number}");
     }
+}
+
+/// What a manager says takes effect all the same.
+#[test]
+fn a_node_with_a_full_disk_follows_its_manager() {
+    let mut cluster = Cluster::start_with(2, &NodeOptions { disk: Some(DISK), ..NodeOptions::default() });
+    cluster.docker(&["network", "create", "-d", "overlay", "--attachable", "mynet"]).ok();
+    let place = ["--network", "mynet", "--constraint", "node.hostname==node1"];
+    let tasks = cluster.service("web", 1, &place, &["idle"]);
+    let node = cluster.node(2);
+    let client = node.run("client", &["--network", "mynet"], &["idle"]).netns();
+    let addresses = |tasks: &[Container]| tasks.iter().map(|task| task.address("mynet").into()).collect();
+    node.resolves(&client, "tasks.web", addresses(&tasks));
+    let filler = node.disk().join("filler");
+    fill(&filler);
+    for replicas in [3, 1, 2] {
+        cluster.docker(&["service", "scale", "-d", &format!("web={replicas}")]).ok();
+        let tasks = cluster.running("web", replicas);
+        node.resolves(&client, "tasks.web", addresses(&tasks));
+    }
+    std::fs::remove_file(&filler).unwrap();
+    node.tables_are_true();
+    cluster.node_mut(2).kill_daemon();
+    cluster.node_mut(2).start_daemon();
+    cluster.ready(2);
+    let tasks = cluster.running("web", 2);
+    cluster.node(2).resolves(&client, "tasks.web", addresses(&tasks));
+    cluster.finish();
 }

@@ -173,25 +173,24 @@ fn needs(surroundings: &Surroundings) -> Vec<Need<'_>> {
         let mut need = |links, what, packet| {
             needs.push(Need { what, links, packet: Packet { v6, ..packet } });
         };
+        let ours = "shoal-*";
+        if surroundings.for_cluster {
+            need(ours, PUBLISHED, forwarded(out, INGRESS, "new", true));
+            need(ours, PUBLISHED, forwarded(out, TUNNEL, "new", true));
+            let between = "connections from other nodes to tasks of this one";
+            need(ours, between, forwarded(TUNNEL, INGRESS, "new", false));
+            need(ours, REPLIES, forwarded(INGRESS, out, "established", true));
+            need(ours, REPLIES, forwarded(TUNNEL, out, "established", true));
+            need(ours, REPLIES, forwarded(INGRESS, TUNNEL, "established", false));
+            need(ours, OUTGOING, forwarded(INGRESS, out, "new", false));
+        }
         for (bridge, _) in surroundings.bridges.iter().filter(|(_, has_v6)| **has_v6 || !v6) {
             need(bridge, PUBLISHED, forwarded(out, bridge, "new", true));
             need(bridge, REPLIES, forwarded(bridge, out, "established", true));
             need(bridge, OUTGOING, forwarded(bridge, out, "new", false));
         }
         // Containers on no bridge have the gateway link, in a cluster or not.
-        let ours = "shoal-*";
         need(ours, OUTGOING, forwarded(GATEWAY, out, "new", false));
-        if !surroundings.for_cluster {
-            continue;
-        }
-        need(ours, PUBLISHED, forwarded(out, INGRESS, "new", true));
-        need(ours, PUBLISHED, forwarded(out, TUNNEL, "new", true));
-        let between = "connections from other nodes to tasks of this one";
-        need(ours, between, forwarded(TUNNEL, INGRESS, "new", false));
-        need(ours, REPLIES, forwarded(INGRESS, out, "established", true));
-        need(ours, REPLIES, forwarded(TUNNEL, out, "established", true));
-        need(ours, REPLIES, forwarded(INGRESS, TUNNEL, "established", false));
-        need(ours, OUTGOING, forwarded(INGRESS, out, "new", false));
     }
     if surroundings.for_cluster {
         needs.extend(taken_in(surroundings));

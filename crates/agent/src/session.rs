@@ -1,5 +1,6 @@
 //! The conversation with the manager. It may break at any time; nothing that runs depends on it.
 
+mod described;
 mod renewal;
 
 use std::collections::BTreeMap;
@@ -34,9 +35,9 @@ use crate::guests::{Guests, Statement};
 use crate::link;
 use crate::local::Configurations;
 use crate::logs::Subscriptions;
-use crate::published::PortsHeld;
 use crate::tables::{InForce, Tables};
 use crate::{Managers, Membership, RemoteManager};
+use described::Described;
 use renewal::Renewal;
 
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
@@ -192,48 +193,6 @@ async fn hold<H: Host>(node: &Arc<H>, member: &mut Membership, attempt: usize, w
             }
         }
         Err(ended) => ended,
-    }
-}
-
-/// What the description says that changes while the node runs.
-#[derive(Clone)]
-struct Described {
-    own_network: watch::Receiver<OwnNetwork>,
-    configurations: watch::Receiver<Configurations>,
-    ports_held: watch::Receiver<PortsHeld>,
-}
-
-impl Described {
-    /// As it is now: made before the description is, so that no change is missed.
-    fn now<H: Host>(node: &H) -> Self {
-        let mut described = Self {
-            own_network: node.own_network(),
-            configurations: node.configurations(),
-            ports_held: node.tables().ports_held(),
-        };
-        described.own_network.mark_unchanged();
-        described.configurations.mark_unchanged();
-        described.ports_held.mark_unchanged();
-        described
-    }
-
-    fn has_changed(&self) -> Result<bool, Ended> {
-        let changed = [
-            self.own_network.has_changed(),
-            self.configurations.has_changed(),
-            self.ports_held.has_changed(),
-        ];
-        let changed = changed.into_iter().collect::<Result<Vec<_>, _>>().map_err(|_| Ended::Closed)?;
-        Ok(changed.contains(&true))
-    }
-
-    async fn changed(&mut self) -> Result<(), Ended> {
-        let changed = tokio::select! {
-            changed = self.own_network.changed() => changed,
-            changed = self.configurations.changed() => changed,
-            changed = self.ports_held.changed() => changed,
-        };
-        changed.map_err(|_| Ended::Closed)
     }
 }
 

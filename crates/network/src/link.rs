@@ -123,6 +123,9 @@ pub(crate) fn macvlan(
     let mut message = message(name, mac, mtu, InfoKind::MacVlan, data);
     message.attributes.push(LinkAttribute::Link(parent));
     message.attributes.push(LinkAttribute::NetNsFd(namespace.fd()));
+    // With its address it comes up: only then does it tell its neighbours.
+    message.header.flags = LinkFlags::empty();
+    message.header.change_mask = LinkFlags::empty();
     message
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Held {
     /// Kernel or resolver were seen to hold something else than was brought into force: what cannot
     /// be compared here is to be done again.
     pub doubted: bool,
+    /// It has taken effect, but could not be written down.
+    pub unsaved: bool,
 }
 
 /// One thing to do in kernel or resolver.

@@ -201,23 +201,25 @@ async fn bring_into_force(effects: &Effects, job: &Job, held: &mut Held) -> Resu
         look_again(effects, network, held, wanted).await?;
     }
     let steps = plan::plan(held, wanted, dead, &effects.own());
-    if steps.is_empty() {
+    if steps.is_empty() && !held.unsaved {
         return Ok(());
     }
-    // On disk before in force: a restarted agent must not go back behind what it has acknowledged.
-    match wish {
+    // On disk before it is called in force: a restarted agent must not go back behind what it has acknowledged. A
+    // full disk keeps nothing from taking effect, but from being acknowledged.
+    let saved = match wish {
         // What it follows from is on disk already.
-        Some(wish) if wish.sent.config.is_local() => {}
-        Some(wish) => effects.store.put_table(&wish.sent).await?,
-        None => effects.store.remove_table(network).await?,
-    }
+        Some(wish) if wish.sent.config.is_local() => Ok(()),
+        Some(wish) => effects.store.put_table(&wish.sent).await,
+        None => effects.store.remove_table(network).await,
+    };
     for step in steps {
         perform(effects, network, held, wanted, step).await?;
     }
     held.released = plan::gone(held, wanted, dead);
     held.table = wanted.cloned();
     held.doubted = false;
-    Ok(())
+    held.unsaved = saved.is_err();
+    saved
 }
 
 /// Takes what the kernel really holds of a network for what is held.
