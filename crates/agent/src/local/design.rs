@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use shoal_model::{
-    AddressPool, BridgeConfig, Driver, EndpointEntry, Labels, MacvlanConfig, MacvlanMode, NetworkId,
-    NetworkTable, NodeDriver, NodeId, Shown, TableConfig,
+    AddressPool, BridgeConfig, Driver, Labels, MacvlanConfig, MacvlanMode, NetworkId, NodeDriver, Shown,
+    TableConfig,
 };
 
 use crate::{Error, Result};
@@ -142,56 +142,6 @@ fn check(id: &NetworkId, driver: &Driver, spec: &LocalSpec, around: &Surrounding
         _ => None,
     });
     in_the_way.map_or(Ok(()), |text| Err(Error::NetworkRefused(text)))
-}
-
-/// A cluster's network as it is on this node: what the node's own configuration says of it is filled in, and
-/// where the network ends at the node, nobody elsewhere is on it. One whose configuration is missing stays as
-/// it is, and cannot be built.
-pub(crate) fn on_this_node(
-    mut table: NetworkTable,
-    configuration: Option<&TableConfig>,
-    node: Option<&NodeId>,
-) -> NetworkTable {
-    let config = &mut table.config;
-    if let (Driver::Unconfigured(kind), Some(own)) = (&config.driver, configuration) {
-        match kind.configure(&table.network, &own.shown.options, config.internal) {
-            Ok(driver) => {
-                config.internal |= driver.is_internal();
-                config.driver = driver;
-                config.pools.clone_from(&own.pools);
-                config.mtu = own.mtu;
-                config.shown.options.clone_from(&own.shown.options);
-            }
-            Err(error) => {
-                tracing::warn!(network = config.name, %error, "its configuration on this node does not fit");
-            }
-        }
-    }
-    // Whoever is elsewhere is out of reach.
-    if matches!(config.driver, Driver::Bridge(_)) || config.driver.is_internal() {
-        retain(&mut table, |endpoint| Some(&endpoint.node) == node);
-    }
-    table
-}
-
-/// A table as a node serves it that cannot build the network: none of its own is on it.
-pub(crate) fn unbuilt(mut table: NetworkTable, node: Option<&NodeId>) -> NetworkTable {
-    table.config.driver = match table.config.driver {
-        Driver::Bridge(_) => Driver::Unconfigured(NodeDriver::Bridge),
-        Driver::Macvlan(_) => Driver::Unconfigured(NodeDriver::Macvlan),
-        other => other,
-    };
-    retain(&mut table, |endpoint| Some(&endpoint.node) != node);
-    table
-}
-
-fn retain(table: &mut NetworkTable, these: impl Fn(&EndpointEntry) -> bool) {
-    let endpoints = &mut table.endpoints;
-    endpoints.retain(|_, endpoint| these(endpoint));
-    for service in table.services.values_mut() {
-        service.backends.retain(|id| endpoints.contains_key(id));
-        service.others.retain(|id| endpoints.contains_key(id));
-    }
 }
 
 // === subnets ===
@@ -401,32 +351,6 @@ mod tests {
         let driver = Driver::Macvlan(MacvlanConfig { parent, mode: MacvlanMode::Bridge });
         assert_eq!(made.driver, driver);
         assert!(matches!(make(&id("b"), from, &[]), Err(Error::NoConfiguration(name)) if name == "lan"));
-
-        let mut sent = crate::testing::table("net", 1);
-        sent.config.driver = Driver::Unconfigured(NodeDriver::Macvlan);
-        let unknown = on_this_node(sent.clone(), None, None);
-        assert_eq!(unknown, sent);
-        let here = on_this_node(sent, Some(&only), None);
-        assert_eq!((here.config.driver, here.config.pools), (driver, only.pools));
-    }
-
-    #[test]
-    fn a_bridge_of_the_cluster_ends_at_the_node() {
-        let mut sent = crate::testing::table("net", 1);
-        sent.config.driver = NodeDriver::Bridge.configure(&sent.network, &Labels::new(), false).unwrap();
-        for (id, node) in [("t1", "here"), ("t2", "there")] {
-            sent.endpoints.insert(id.into(), crate::testing::endpoint(node, "10.0.1.5/24"));
-        }
-        sent.services.insert("s1".into(), crate::testing::service("web", None, &["t1", "t2"]));
-        for node in ["here", "there"].map(NodeId::new) {
-            let here = on_this_node(sent.clone(), None, Some(&node));
-            assert_eq!(here.endpoints.len(), 1);
-            assert!(here.endpoints.values().all(|endpoint| endpoint.node == node));
-            assert_eq!(here.services.values().next().unwrap().backends.len(), 1);
-        }
-        let elsewhere = on_this_node(sent, None, Some(&NodeId::new("another")));
-        assert!(elsewhere.endpoints.is_empty());
-        assert!(elsewhere.services.values().all(|service| service.backends.is_empty()));
     }
 
     #[test]
@@ -463,28 +387,6 @@ mod tests {
         assert_ne!(next.pools, only.pools, "what a configuration has is kept for what is made from it");
         let from = LocalSpec { config_from: Some("part".into()), ..spec("from", NodeDriver::Bridge) };
         assert_eq!(make(&id("f"), from, &present).unwrap().pools, only.pools);
-    }
-
-    #[test]
-    fn nobody_is_on_a_network_that_cannot_be_built() {
-        let mut sent = crate::testing::table("net", 1);
-        sent.config.driver = NodeDriver::Macvlan
-            .configure(&sent.network, &[("parent".to_owned(), "eth9".to_owned())].into(), false)
-            .unwrap();
-        for (id, node) in [("t1", "here"), ("t2", "there")] {
-            sent.endpoints.insert(id.into(), crate::testing::endpoint(node, "10.0.1.5/24"));
-        }
-        sent.services.insert("s1".into(), crate::testing::service("web", None, &["t1", "t2"]));
-        let here = NodeId::new("here");
-        let unbuilt = unbuilt(sent.clone(), Some(&here));
-        assert_eq!(unbuilt.config.driver, Driver::Unconfigured(NodeDriver::Macvlan));
-        let left: Vec<_> = unbuilt.endpoints.keys().map(|id| id.as_str()).collect();
-        assert_eq!(left, ["t2"], "names of others are served all the same");
-        assert_eq!(unbuilt.services.values().next().unwrap().backends.len(), 1);
-        // Without a parent it ends at the node, like a bridge.
-        sent.config.driver = NodeDriver::Macvlan.configure(&sent.network, &Labels::new(), false).unwrap();
-        let own = on_this_node(sent, None, Some(&here));
-        assert_eq!(own.endpoints.keys().map(|id| id.as_str()).collect::<Vec<_>>(), ["t1"]);
     }
 
     #[test]

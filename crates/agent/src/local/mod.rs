@@ -2,6 +2,7 @@
 //! go the way of every other network's.
 
 mod design;
+mod here;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,9 +21,10 @@ use crate::node::Node;
 use crate::{Error, Result, lock};
 
 pub use self::design::LocalSpec;
-pub(crate) use self::design::unbuilt;
 pub(crate) use self::design::{DEFAULT, DEFAULT_LINK};
-use self::design::{Surroundings, address, clash, design, on_this_node};
+use self::design::{Surroundings, address, clash, design};
+use self::here::on_this_node;
+pub(crate) use self::here::unbuilt;
 
 /// One of them as it is kept on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

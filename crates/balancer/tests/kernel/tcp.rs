@@ -91,7 +91,7 @@ fn fast_open_is_balanced_too() {
 }
 
 #[test]
-fn connections_over_several_paths_are_balanced_where_the_kernel_has_them() {
+fn connections_over_several_paths_are_balanced() {
     const IPPROTO_MPTCP: i32 = 262;
     let world = World::new(&["a", "b", "c"]);
     world.serve("b");
@@ -100,10 +100,6 @@ fn connections_over_several_paths_are_balanced_where_the_kernel_has_them() {
     world.inside("a", || {
         let to = SocketAddr::new(VIP, PORT);
         let socket = || Socket::new(Domain::IPV4, Type::STREAM, Some(IPPROTO_MPTCP.into()));
-        if let Err(error) = socket() {
-            println!("not here: {error}");
-            return;
-        }
         let names = both(|| {
             let socket = socket().unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -190,12 +190,13 @@ impl Containers {
                 async move { service.wait(request).await }
             })
             .await;
-        // The answer is also in the task, where every other way of learning it finds it too.
-        optional(waited)?;
+        // The answer is also in the task, where every other way of learning it finds it too; so is that of a shim
+        // which somebody else cleared away meanwhile (`ttrpc: closed`).
+        let failed = optional(waited).err();
         match self.container(id).await?.state {
             ContainerState::Exited { exit, .. } => Ok(exit),
             ContainerState::Created | ContainerState::Running { .. } => {
-                Err(Error::NotRunning(id.to_string()))
+                Err(failed.unwrap_or_else(|| Error::NotRunning(id.to_string())))
             }
         }
     }
@@ -297,8 +298,9 @@ impl Containers {
             if task.status() != Status::Created {
                 let request = || WaitRequest { container_id: id.to_string(), exec_id: String::new() };
                 let wait = async { ask!(self.client, format!("waiting for {id}"), tasks.wait(request())) };
+                // Somebody else may clear its shim away meanwhile; whether it has ended, its removal finds out.
                 match tokio::time::timeout(DEATH, wait).await {
-                    Ok(waited) => drop(optional(waited)?),
+                    Ok(waited) => drop(waited),
                     Err(_) => tracing::warn!(container = %id, "a killed container does not end"),
                 }
             }
