@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt::TcpFastOpenConnect};
 use shoal_balancer::ServiceKey;
 use shoal_model::Backends;
 use socket2::{Domain, Socket, Type};
@@ -87,6 +88,30 @@ fn fast_open_is_balanced_too() {
             });
             assert_eq!(names, two(), "{vip}");
         }
+    });
+}
+
+/// The same with `connect`, which is put off until there is data (`TCP_FASTOPEN_CONNECT`, `tcp(7)`).
+#[test]
+fn a_connect_that_is_put_off_is_balanced_too() {
+    let world = World::new(&["a", "b", "c"]);
+    world.serve("b");
+    world.serve("c");
+    world.service(VIP, &[world.address("b"), world.address("c")]);
+    world.inside("a", || {
+        let to = SocketAddr::new(VIP, PORT);
+        let names = both(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            setsockopt(&socket, TcpFastOpenConnect, &true).unwrap();
+            socket.connect(&to.into()).unwrap();
+            assert_eq!(socket.send(b"w").unwrap(), 1);
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut name = [0; 16];
+            let length = (&socket).read(&mut name).unwrap();
+            assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(to));
+            String::from_utf8_lossy(&name[..length]).into_owned()
+        });
+        assert_eq!(names, two());
     });
 }
 
